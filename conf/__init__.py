@@ -1,0 +1,1 @@
+"""What to run, as data; a package only so that a wheel carries it."""

@@ -1,0 +1,13 @@
+"""svdo: variational dropout, measured.
+
+model = svdo.convert(network, "sparsevd")
+loss = cross_entropy(model(x), y) + kl_weight * svdo.kl(model) / n_train
+for layer in svdo.sparsity(model): ...
+"""
+
+from .config import UserError
+from .conversion import convert, kl
+from .layers import sampling
+from .prune import LayerSparsity, compression, masks, sparsity
+
+__all__ = ["LayerSparsity", "UserError", "compression", "convert", "kl", "masks", "sampling", "sparsity"]

@@ -1,0 +1,122 @@
+"""``svdo-run``: compose, check, call."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+import sys
+import traceback
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import hydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.errors import HydraException
+from hydra.experimental.callback import Callback
+from hydra.types import RunMode
+from omegaconf import DictConfig
+from omegaconf.errors import OmegaConfBaseException
+
+from . import compose, console, train
+from .config import Config, UserError
+from .runs import Run
+
+OUTCOME = "outcome.json"
+_failures: list[int] = []  # of a multirun: one exit status for each failed job
+
+
+def main() -> None:
+    """Exit status: 0 done or already done, 1 a failure of the program, 2 a mistake of the user's, 130 or 143 stopped."""
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then raises instead of printing a traceback of its own
+    with exit_status():
+        _hydra_main()
+        if _failures:
+            sys.exit(2 if all(status == 2 for status in _failures) else 1)
+
+
+@contextlib.contextmanager
+def exit_status() -> Iterator[None]:
+    """Turn what a user can mend into one line and status 2, and a stop into its message and the signal's status."""
+    try:
+        yield
+    except UserError as error:
+        _fail(str(error), 2)
+    except (HydraException, OmegaConfBaseException) as error:
+        _fail(compose.explain(error), 2)
+    except BrokenPipeError:  # the reader of our output has left: nobody to tell
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(141)
+    except OSError as error:
+        _fail(f"{error.filename or 'input/output'}: {error.strerror or error}", 2)
+    except train.Interrupted as stop:
+        _fail(stop.message, 128 + stop.signal_number)
+    except KeyboardInterrupt:
+        _fail("stopped", 130)
+
+
+def _fail(message: str, status: int) -> None:
+    print(f"svdo: {message}", file=sys.stderr, flush=True)
+    sys.exit(status)
+
+
+@hydra.main(version_base="1.3", config_path=f"pkg://{compose.CONF}", config_name="config")
+def _hydra_main(cfg: DictConfig) -> None:
+    if HydraConfig.get().mode == RunMode.MULTIRUN:
+        _job(cfg)
+    else:
+        with exit_status():  # here, since Hydra announces an exception with a line of its own
+            train.execute(compose.check(cfg))
+
+
+def _job(cfg: DictConfig) -> None:
+    """One job of a multirun: its failure is noted and shown, and the others go on."""
+    job = HydraConfig.get()
+    print(f"\n=== {job.job.num + 1}: {job.job.override_dirname or 'defaults'}", flush=True)
+    outcome: dict[str, Any] = {
+        "num": job.job.num,
+        "label": job.job.override_dirname,
+        "overrides": dict(item.lstrip("+~").partition("=")[::2] for item in job.overrides.task),
+        "results_dir": str(cfg.get("results_dir")),
+        "id": None,
+        "exit": 0,
+        "message": "",
+    }
+    config: Config | None = None
+    try:
+        config = compose.check(cfg)
+        outcome["id"] = config.id
+        outcome["status"], _ = train.execute(config)
+    except Exception as error:
+        outcome["status"], outcome["exit"] = "failed", 2 if isinstance(error, (UserError, OSError)) else 1
+        outcome["message"] = (str(error).splitlines() or [type(error).__name__])[0]
+        print(f"svdo: {outcome['message']}", file=sys.stderr, flush=True)
+        if outcome["exit"] == 1 and config is not None:
+            run = Run(config.results_dir, config.id)
+            run.error.write_text(traceback.format_exc())
+            outcome["message"] += f" (traceback: {run.error})"
+    folder = Path(job.runtime.output_dir)
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / OUTCOME).write_text(json.dumps(outcome))
+
+
+class Summary(Callback):
+    """After a multirun: one table over its jobs, wherever the launcher ran them."""
+
+    def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
+        """Print the table and remove the sweep's folder, whose contents it has told."""
+        folder = Path(config.hydra.sweep.dir)
+        outcomes = sorted((json.loads(path.read_text()) for path in folder.glob(f"*/{OUTCOME}")), key=lambda o: o["num"])
+        shutil.rmtree(folder, ignore_errors=True)
+        with contextlib.suppress(OSError):
+            folder.parent.rmdir()
+        if outcomes:
+            records = [Run(o["results_dir"], o["id"]).result() if o["id"] else None for o in outcomes]
+            print(f"\n{console.sweep_table(outcomes, records)}", flush=True)
+            _failures.extend(o["exit"] for o in outcomes if o["exit"])
+
+
+if __name__ == "__main__":
+    main()

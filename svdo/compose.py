@@ -1,0 +1,112 @@
+"""From ``conf/`` and overrides to a checked ``Config``, for the command line and the reports alike."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Sequence
+from typing import Any, TypeVar
+
+from hydra import compose as hydra_compose
+from hydra import initialize_config_module
+from hydra.core.config_store import ConfigStore
+from hydra.core.global_hydra import GlobalHydra
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from . import methods, models
+from .config import Config, DatasetConfig, RuntimeConfig, TrainConfig, UserError
+
+CONF = "svdo.conf"
+
+T = TypeVar("T")
+
+for _name, _cls in methods.METHODS.items():
+    _node = OmegaConf.structured(_cls)
+    if "rates" in _node:
+        OmegaConf.set_struct(_node.rates, False)  # its keys are layer patterns: any is welcome
+    ConfigStore.instance().store(group="method", name=_name, node=_node, provider="svdo")
+
+
+def check(cfg: DictConfig) -> Config:
+    """The composed configuration as a ``Config``; Hydra lets ``+key=1`` past its own check, so keys are checked again.
+
+    Raises:
+        UserError: on a key that does not exist, a value of the wrong type, or one that makes no sense.
+    """
+    parts = {str(key): value for key, value in cfg.items() if key != "hydra"}
+    for key in parts.keys() ^ Config.__dataclass_fields__.keys():
+        raise UserError(f"{key} is missing" if key not in parts else f"unknown key {key}{_suggestion(key)}")
+    config = Config(
+        model=_typed("model", parts["model"], models.find(str(parts["model"].get("name")))),
+        method=_typed("method", parts["method"], methods.find(str(parts["method"].get("name")))),
+        dataset=_typed("dataset", parts["dataset"], DatasetConfig),
+        train=_typed("train", parts["train"], TrainConfig),
+        runtime=_typed("runtime", parts["runtime"], RuntimeConfig),
+    )
+    if isinstance(config.method, methods.DropoutMethod) and isinstance(config.model, models.Model):
+        config.method.rates = config.method.rates or config.model.dropout
+    for key, kind in (("seed", int), ("pretrained", str), ("results_dir", str), ("data_dir", str)):
+        try:
+            setattr(config, key, kind(parts[key]))
+        except (TypeError, ValueError):
+            raise UserError(f"{key}={parts[key]} is not of type {kind.__name__}") from None
+    config.check()
+    return config
+
+
+def _typed(group: str, values: Any, cls: type[T]) -> T:
+    try:
+        merged = OmegaConf.merge(OmegaConf.structured(cls), OmegaConf.to_container(values, resolve=True))
+        result = OmegaConf.to_object(merged)
+    except OmegaConfBaseException as error:
+        key = f"{group}.{error.full_key}" if error.full_key else group
+        reason = str(error.msg or error).splitlines()[0]
+        if "not in" in reason:
+            known = list(OmegaConf.structured(cls))
+            raise UserError(f"unknown key {key}; {group} has: {', '.join(known)}") from None
+        raise UserError(f"{key}: {reason}") from None
+    assert isinstance(result, cls)
+    return result
+
+
+def compose(overrides: Sequence[str]) -> Config:
+    """The ``Config`` that ``svdo-run`` with these overrides would train.
+
+    Raises:
+        UserError: where ``svdo-run`` would refuse them.
+    """
+    GlobalHydra.instance().clear()
+    with initialize_config_module(CONF, version_base="1.3"):
+        return check(hydra_compose("config", overrides=list(overrides)))
+
+
+def explain(error: Exception) -> str:
+    """A Hydra or OmegaConf error in one line: what is wrong and what there is to choose from."""
+    text = str(error) or str(error.__cause__ or "") or type(error).__name__
+    if missing := re.search(r"Could not override '([^']+)'", text):
+        key = missing.group(1)
+        return f"unknown key {key}{_suggestion(key)}"
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    if any("Available options" in line for line in lines):
+        first = next(line for line in lines if "Could not find" in line)
+        start = next(i for i, line in enumerate(lines) if "Available options" in line)
+        options = [line for line in lines[start + 1 :] if re.fullmatch(r"[\w/-]+", line)]
+        choice = first.split("'")[-2]
+        return f"{'='.join(choice.rsplit('/', 1))} is not a choice; take one of: {', '.join(options)}"
+    return " ".join(lines[:2])
+
+
+def _suggestion(key: str) -> str:
+    groups: dict[str, list[Any]] = {
+        "model": [*models.MODELS.values()],
+        "method": [*methods.METHODS.values()],
+        "dataset": [DatasetConfig],
+        "train": [TrainConfig],
+        "runtime": [RuntimeConfig],
+    }
+    keys = [f"{group}.{item}" for group, classes in groups.items() for cls in classes for item in cls.__dataclass_fields__]
+    close = difflib.get_close_matches(key, [*Config.__dataclass_fields__, *keys], n=1)
+    if close == [key]:
+        return f"; the chosen {key.split('.')[0]} has no such setting"
+    return (f"; did you mean {close[0]}?" if close else "") + " (svdo-run --help lists all keys)"

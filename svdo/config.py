@@ -1,0 +1,171 @@
+"""What a run is: its schema, its strict check, its identity. Imports no torch.
+
+A run is a value: model, dataset, method, train, seed and (if any) the run whose weights it starts from. Its id is a
+hash of those alone, so where it runs, where results go and how fast it is computed never change which run it is.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+DATASETS = ("mnist", "fashion_mnist", "cifar10", "cifar100")
+NORMALIZATIONS = ("pixel_mean", "standard", "zca", "none")
+OPTIMIZERS = ("adam", "sgd")
+PRECISIONS = ("fp32", "bf16_variance", "bf16")
+
+
+class UserError(Exception):
+    """Something the user can mend; the message is one line that says what is wrong and what to do."""
+
+
+def require(condition: bool, message: str) -> None:
+    """Raise ``UserError(message)`` unless ``condition`` holds."""
+    if not condition:
+        raise UserError(message)
+
+
+@dataclass
+class Choice:
+    """A named option of a config group (a model or a method); subclasses add their fields."""
+
+    name: str = ""
+
+    def check(self) -> None:
+        """Raise ``UserError`` where a field's value, though of the right type, makes no sense."""
+
+
+@dataclass
+class DatasetConfig:
+    """Which images, how they are normalised, augmented, split and (mis)labelled."""
+
+    name: str = "mnist"
+    normalization: str = "pixel_mean"  # pixel_mean: x/256 - per-pixel training mean; standard: per-channel mean and std
+    crop: int = 0  # zero-pad by this many pixels and crop back at a random offset, per image
+    flip: bool = False  # mirror each image left to right with probability 1/2
+    validation: int = 0  # the last so many training images are held out and used for selection
+    subset: int = 0  # use only the first so many training images (0: all)
+    random_labels: float = 0.0  # share of training labels replaced, once, by uniform random classes
+    label_seed: int = 74632  # the 2017 authors' seed for random labels
+
+    def check(self) -> None:
+        """Raise ``UserError`` on an unknown choice or an impossible number."""
+        _one_of("dataset.name", self.name, DATASETS)
+        _one_of("dataset.normalization", self.normalization, NORMALIZATIONS)
+        for key in ("crop", "validation", "subset"):
+            _at_least(f"dataset.{key}", getattr(self, key), 0)
+        _between("dataset.random_labels", self.random_labels, 0.0, 1.0)
+
+
+@dataclass
+class TrainConfig:
+    """How long and how fast; the schedules are shares of the whole training, so ``epochs`` is one dial."""
+
+    epochs: int = 200
+    batch_size: int = 100
+    optimizer: str = "adam"
+    lr: float = 1e-3
+    lr_flat: float = 0.5  # the learning rate is constant for this share of training, then linear to 0
+    kl_start: float = 0.025  # the KL weight is 0 up to this share of training,
+    kl_full: float = 0.1  # then grows linearly and is 1 from this share on
+    momentum: float = 0.9  # Adam's beta 1, or SGD's momentum
+    weight_decay: float = 0.0  # gradient wd * w on weight matrices and filters; never on noise parameters, biases, norms
+
+    def check(self) -> None:
+        """Raise ``UserError`` on an unknown choice or an impossible number."""
+        _at_least("train.epochs", self.epochs, 0)
+        _at_least("train.batch_size", self.batch_size, 1)
+        _one_of("train.optimizer", self.optimizer, OPTIMIZERS)
+        _at_least("train.lr", self.lr, 0.0)
+        _at_least("train.weight_decay", self.weight_decay, 0.0)
+        for key in ("lr_flat", "kl_start", "kl_full"):
+            _between(f"train.{key}", getattr(self, key), 0.0, 1.0)
+        _between("train.momentum", self.momentum, 0.0, 1.0)
+        require(self.kl_start <= self.kl_full, "train.kl_start must not exceed train.kl_full")
+
+
+@dataclass
+class RuntimeConfig:
+    """How a run is computed; never part of what it is."""
+
+    device: str = "auto"  # auto: cuda where there is one, else cpu
+    precision: str = "fp32"
+    threads: int = 0  # 0: torch's own choice
+    progress: bool = True
+
+    def check(self) -> None:
+        """Raise ``UserError`` on an unknown choice or an impossible number."""
+        _one_of("runtime.precision", self.precision, PRECISIONS)
+        _at_least("runtime.threads", self.threads, 0)
+
+
+@dataclass
+class Config:
+    """One run, checked. ``model`` and ``method`` hold the chosen subclasses of ``Choice``."""
+
+    model: Choice
+    method: Choice
+    dataset: DatasetConfig = field(default_factory=DatasetConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+    seed: int = 0
+    pretrained: str = ""  # id of the finished run whose weights this one starts from
+    runtime: RuntimeConfig = field(default_factory=RuntimeConfig)
+    results_dir: str = "results"
+    data_dir: str = "~/.cache/svdo"
+
+    def check(self) -> None:
+        """Raise ``UserError`` where a value of the right type makes no sense."""
+        for part in (self.model, self.method, self.dataset, self.train, self.runtime):
+            part.check()
+        _at_least("seed", self.seed, 0)
+
+    def identity(self) -> dict[str, Any]:
+        """The values that define the run, without those that equal their defaults (a new field orphans no old run)."""
+        parts = {key: _non_default(getattr(self, key)) for key in ("model", "dataset", "method", "train")}
+        parts["model"].pop("dropout", None)  # it counts where a method takes its rates from it, and then as the method's
+        parts["model"]["name"], parts["method"]["name"] = self.model.name, self.method.name
+        parts["dataset"]["name"] = self.dataset.name
+        return parts | {"seed": self.seed} | ({"pretrained": self.pretrained} if self.pretrained else {})
+
+    @property
+    def id(self) -> str:
+        """The run's name and folder: readable head, then 10 hexadecimal digits of the identity's SHA-256."""
+        text = json.dumps(self.identity(), sort_keys=True, separators=(",", ":"))
+        digest = hashlib.sha256(text.encode()).hexdigest()[:10]
+        return f"{self.model.name}-{self.dataset.name}-{self.method.name}-s{self.seed}-{digest}"
+
+    def as_dict(self) -> dict[str, Any]:
+        """Every value, resolved, as plain containers, without paths: what the record of a run keeps."""
+        everything = dataclasses.asdict(self)
+        return {key: value for key, value in everything.items() if not key.endswith("_dir")}
+
+
+def _non_default(part: Any) -> dict[str, Any]:
+    default = type(part)()
+    return {
+        item.name: getattr(part, item.name)
+        for item in dataclasses.fields(part)
+        if getattr(part, item.name) != getattr(default, item.name)
+    }
+
+
+def _one_of(key: str, value: str, options: tuple[str, ...]) -> None:
+    require(value in options, f"{key}={value} is not a choice; take one of: {', '.join(options)}")
+
+
+def _at_least(key: str, value: float, low: float) -> None:
+    require(value >= low, f"{key}={value} is too small; it must be at least {low}")
+
+
+def _between(key: str, value: float, low: float, high: float) -> None:
+    require(low <= value <= high, f"{key}={value} is out of range; it must lie between {low} and {high}")
+
+
+def check_rates(key: str, rates: Mapping[str, float]) -> None:
+    """Raise ``UserError`` unless every dropout rate of the pattern -> rate mapping lies in [0, 1)."""
+    for pattern, rate in rates.items():
+        require(0.0 <= rate < 1.0, f"{key}[{pattern}]={rate} is no dropout rate; it must lie in [0, 1)")

@@ -1,0 +1,103 @@
+"""Any ``nn.Module`` -> the same module with a method's noisy layers, weights kept."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterable
+from fnmatch import fnmatchcase
+from typing import Any
+
+import torch
+from torch import nn
+
+from .config import UserError
+from .layers import NOISY, NoisyLayer, noisy_layers, weight_layers
+from .methods import Method, find
+
+
+def convert(
+    module: nn.Module,
+    method: str | Method,
+    *,
+    include: Iterable[str] = ("*",),
+    exclude: Iterable[str] = (),
+    **settings: Any,
+) -> nn.Module:
+    """Give a network a method: each Linear and Conv2d becomes its noisy counterpart, with the same parameters.
+
+    Args:
+        module: any network; it is not changed, the result is a converted copy in the same mode.
+        method: a method's name ("sparsevd", "vd_b", "binary", ...) or a ``Method`` with its settings.
+        include: shell patterns of the dotted layer names to convert.
+        exclude: shell patterns of the layer names to leave plain; it wins over ``include``.
+        **settings: the method's fields, where ``method`` is a name, such as ``threshold=2.5`` or ``rates={"fc*": 0.3}``.
+
+    Returns:
+        The converted copy. Train it with ``cross_entropy(model(x), y) + kl_weight * svdo.kl(model) / n_train``.
+
+    Raises:
+        UserError: on an unknown method, field or value; on a layer that is noisy already; where no layer matches; or on a
+            subclass of Linear or Conv2d, whose behaviour a noisy layer would silently drop (exclude it).
+    """
+    if isinstance(method, str):
+        cls = find(method)
+        try:
+            method = cls(**settings)
+        except TypeError as error:
+            raise UserError(f"method {method}: {error}") from None
+    elif settings:
+        raise UserError("settings go into the Method itself, or beside a method's name, not both")
+    method.check()
+    if any(noisy_layers(module)):
+        raise UserError("the module has noisy layers already; convert the plain network")
+    include, exclude = tuple(include), tuple(exclude)
+    converted = copy.deepcopy(module)
+    chosen = [
+        (name, layer) for name, layer in weight_layers(converted) if _matches(name, include) and not _matches(name, exclude)
+    ]
+    if not chosen:
+        raise UserError("no Linear or Conv2d layer of the module matches include and exclude")
+    twins: dict[int, nn.Module] = {}
+    for name, layer in chosen:
+        twins[id(layer)] = _noisy_twin(layer, name, method)
+    if chosen[0][1] is converted:
+        return twins[id(converted)]
+    for parent in list(converted.modules()):
+        for child_name, child in list(parent.named_children()):
+            if id(child) in twins:
+                setattr(parent, child_name, twins[id(child)])
+    return converted
+
+
+def _matches(name: str, patterns: tuple[str, ...]) -> bool:
+    return any(fnmatchcase(name, pattern) for pattern in patterns)
+
+
+def _noisy_twin(layer: nn.Linear | nn.Conv2d, name: str, method: Method) -> nn.Module:
+    if type(layer) not in NOISY:
+        raise UserError(f"layer {name} is a {type(layer).__name__}, which cannot be converted; exclude it by name")
+    cls = NOISY[type(layer)]
+    twin = cls.__new__(cls)
+    # The twin shares the layer's whole state (parameters, hooks, mode, hyper-parameters): nothing to list, nothing to miss.
+    twin.__dict__ = {key: copy.copy(value) if isinstance(value, dict) else value for key, value in layer.__dict__.items()}
+    with torch.random.fork_rng(devices=[]):
+        noise = method.noise(twin, name)
+    if noise is None:
+        return layer
+    twin.noise = noise.to(layer.weight.device)
+    twin.noise.train(layer.training)
+    return twin
+
+
+def kl(module: nn.Module) -> torch.Tensor:
+    """KL(q || p) of the whole network, a scalar in nats: the sum over its noisy layers, 0 where there is none.
+
+    For a mean cross-entropy over minibatches add ``kl_weight * kl(module) / n_train`` to the loss.
+    """
+    terms = [layer.kl() for _, layer in noisy_layers(module)]
+    if not terms:
+        return torch.zeros((), device=next((p.device for p in module.parameters()), None))
+    return torch.stack(terms).sum()
+
+
+__all__ = ["NoisyLayer", "convert", "kl"]

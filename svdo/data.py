@@ -1,0 +1,170 @@
+"""Images as device-resident uint8 tensors; normalisation and augmentation are batched there.
+
+The order of an epoch and its augmentation are a function of (seed, epoch) alone, so a resumed run sees the same batches.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from .config import DatasetConfig, require
+from .fetch import Images
+
+ZCA_EPSILON = 1e-5  # of the 2017 authors, for pixels in 0 ... 255
+
+
+@dataclass(frozen=True)
+class Normalizer:
+    """(x * scale - shift), then, for ZCA, times a matrix over all pixels of an image."""
+
+    scale: Tensor
+    shift: Tensor
+    whiten: Tensor | None = None
+
+    @classmethod
+    def fit(cls, kind: str, images: Tensor) -> Normalizer:
+        """Statistics of the training ``images``, uint8 (N, H, W, C), for one of ``config.NORMALIZATIONS``."""
+        zero, one = torch.zeros((), device=images.device), torch.ones((), device=images.device)
+        if kind == "none":
+            return cls(one / 255.0, zero)
+        if kind == "pixel_mean":
+            return cls(one / 256.0, _mean(images) / 256.0)
+        if kind == "standard":
+            mean, square = _mean(images).mean((0, 1)), _mean(images, squared=True).mean((0, 1))
+            deviation = (square - mean.square()).sqrt()
+            return cls(1.0 / deviation, mean / deviation)
+        mean = _mean(images)
+        pixels = (images.float() - mean).flatten(1)
+        covariance = (pixels.T @ pixels / len(pixels)).double()
+        values, vectors = torch.linalg.eigh(covariance)
+        inverse_root = (vectors * (values.clamp_min(0.0) + ZCA_EPSILON).rsqrt()) @ vectors.T
+        return cls(one, mean, inverse_root.float())
+
+    def __call__(self, images: Tensor) -> Tensor:
+        """uint8 (N, H, W, C) -> float32 of the same shape."""
+        x = images.float().mul_(self.scale).sub_(self.shift)
+        return x if self.whiten is None else (x.flatten(1) @ self.whiten).view_as(x)
+
+
+def _mean(images: Tensor, squared: bool = False) -> Tensor:
+    """Mean over images, (H, W, C) float32, summed in float64 by chunks so that no float copy of the set is made."""
+    total = torch.zeros(images.shape[1:], dtype=torch.float64, device=images.device)
+    for chunk in images.split(5000):
+        pixels = chunk.double()
+        total += (pixels.square() if squared else pixels).sum(0)
+    return (total / len(images)).float()
+
+
+@dataclass(frozen=True)
+class Split:
+    """One part of a data set: ``images`` (N, H, W, C), uint8 or already normalised float32; ``labels`` (N,) int64."""
+
+    images: Tensor
+    labels: Tensor
+    normalizer: Normalizer
+    crop: int = 0
+    flip: bool = False
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def _normalised(self, images: Tensor) -> Tensor:
+        """(N, C, H, W) float32 in channels_last memory order."""
+        x = self.normalizer(images) if images.dtype == torch.uint8 else images
+        return x.permute(0, 3, 1, 2)
+
+    def chunks(self, size: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """The whole split in order, never augmented: x (size, C, H, W) float32 and y (size,); the last may be smaller."""
+        for images, labels in zip(self.images.split(size), self.labels.split(size), strict=True):
+            yield self._normalised(images), labels
+
+    def batches(self, size: int, seed: int, epoch: int, start: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
+        """One shuffled, augmented epoch from batch ``start`` on: x (size, C, H, W) float32 and y (size,).
+
+        A last partial batch is dropped, as in the papers' code; shuffling gives every image its turn.
+        """
+        generator = torch.Generator().manual_seed((seed << 20) + epoch)
+        device, n = self.images.device, len(self)
+        order = torch.randperm(n, generator=generator).to(device)
+        shifts = torch.randint(0, 2 * self.crop + 1, (2, n), generator=generator).to(device) if self.crop else None
+        flips = torch.rand(n, generator=generator).to(device) < 0.5 if self.flip else None
+        for first in range(start * size, n - size + 1, size):
+            batch = slice(first, first + size)
+            images = self.images[order[batch]]
+            if shifts is not None or flips is not None:
+                images = _crop_and_flip(
+                    images,
+                    self.crop,
+                    None if shifts is None else shifts[:, batch],
+                    None if flips is None else flips[batch],
+                )
+            yield self._normalised(images), self.labels[order[batch]]
+
+
+def _crop_and_flip(images: Tensor, pad: int, shifts: Tensor | None, flips: Tensor | None) -> Tensor:
+    n, height, width, _ = images.shape
+    rows = torch.arange(height, device=images.device).expand(n, -1)
+    columns = torch.arange(width, device=images.device).expand(n, -1)
+    if flips is not None:
+        columns = torch.where(flips[:, None], width - 1 - columns, columns)
+    if shifts is not None:
+        rows, columns = rows + shifts[0, :, None], columns + shifts[1, :, None]
+        images = torch.nn.functional.pad(images, (0, 0, pad, pad, pad, pad))
+    picture = torch.arange(n, device=images.device)[:, None, None]
+    return images[picture, rows[:, :, None], columns[:, None, :]]
+
+
+@dataclass(frozen=True)
+class Data:
+    """The splits of one data set, with the shape of an image (channels, height, width) and the number of classes."""
+
+    train: Split
+    validation: Split | None
+    test: Split
+    shape: tuple[int, int, int]
+    classes: int
+
+
+def prepare(config: DatasetConfig, images: Images, device: torch.device) -> Data:
+    """Put ``images`` on ``device``, split, mislabel and normalise them as ``config`` says.
+
+    Raises:
+        UserError: where too few training images are left.
+    """
+    pixels, labels = torch.from_numpy(images.train_images).to(device), torch.from_numpy(images.train_labels).to(device)
+    left = len(pixels) - config.validation
+    require(left >= 1, f"dataset.validation={config.validation} leaves no training image of {len(pixels)}")
+    used = min(config.subset or left, left)
+    train_labels = _mislabel(labels[:used].long(), config, images.classes)
+    normalizer = Normalizer.fit(config.normalization, pixels[:used])
+
+    def split(part: Tensor, part_labels: Tensor, crop: int = 0, flip: bool = False) -> Split:
+        # Whitening is a large product: done once for all epochs, while other normalisations are cheaper than float storage.
+        ready = part if normalizer.whiten is None else torch.cat([normalizer(chunk) for chunk in part.split(1000)])
+        return Split(ready, part_labels.long(), normalizer, crop, flip)
+
+    test = torch.from_numpy(images.test_images).to(device), torch.from_numpy(images.test_labels).to(device)
+    height, width, channels = pixels.shape[1:]
+    return Data(
+        train=split(pixels[:used], train_labels, config.crop, config.flip),
+        validation=split(pixels[left:], labels[left:]) if config.validation else None,
+        test=split(*test),
+        shape=(channels, height, width),
+        classes=images.classes,
+    )
+
+
+def _mislabel(labels: Tensor, config: DatasetConfig, classes: int) -> Tensor:
+    """Replace a random share of the labels, once, by uniform random classes (which may hit the true one)."""
+    if not config.random_labels:
+        return labels
+    generator = torch.Generator().manual_seed(config.label_seed)
+    chosen = torch.randperm(len(labels), generator=generator)[: round(config.random_labels * len(labels))]
+    noise = torch.randint(0, classes, (len(chosen),), generator=generator)
+    labels = labels.clone()
+    labels[chosen.to(labels.device)] = noise.to(labels.device)
+    return labels

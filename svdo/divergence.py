@@ -1,0 +1,84 @@
+"""KL(q || p) of q = N(theta, alpha theta^2) from the log-uniform prior p(|w|) ~ 1/|w|: a function of log alpha alone.
+
+The prior is improper, so an additive constant is undefined; throughout, KL -> 0 as alpha -> infinity. Every function is
+elementwise and keeps its argument's shape; the KL is in nats per weight.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+from torch.autograd.function import FunctionCtx
+from torch.nn.functional import softplus
+
+# Molchanov, Ashukha, Vetrov (2017), eq. 14: least squares fit over log alpha in [-10, 10].
+K1, K2, K3 = 0.63576, 1.87320, 1.48695
+
+# Kingma, Salimans, Welling (2015), appendix C: a cubic in alpha for alpha <= 1 ...
+C1, C2, C3 = 1.16145124, -1.50204118, 0.58629921
+# ... whose free constant is -(gamma + log 2) / 2, the exact limit of KL + (log alpha) / 2 as alpha -> 0.
+CUBIC_CONSTANT = -0.5 * (0.5772156649015329 + math.log(2.0))
+
+# Inside log theta^2: keeps log alpha finite at theta = 0 and is far below every weight that matters.
+EPS = 1e-16
+
+
+def log_alpha(theta: Tensor, log_sigma2: Tensor) -> Tensor:
+    """log alpha = log sigma^2 - log theta^2, finite at theta = 0; both arguments of one shape."""
+    return log_sigma2 - torch.log(theta.square() + EPS)
+
+
+def sigmoid_kl(log_alpha: Tensor) -> Tensor:
+    """The 2017 approximation, valid for every alpha and within 0.0094 of the exact KL for log alpha in [-10, 10].
+
+    KL = k1 - k1 sigmoid(k2 + k3 log alpha) + 1/2 log(1 + 1/alpha)   (eq. 14)
+    """
+    return K1 * torch.sigmoid(-(K2 + K3 * log_alpha)) + 0.5 * softplus(-log_alpha)
+
+
+def cubic_kl(log_alpha: Tensor) -> Tensor:
+    """The 2015 approximation, for alpha <= 1 only (above, it turns negative), within 0.040 of the exact KL there.
+
+    KL = -(const + 1/2 log alpha + c1 alpha + c2 alpha^2 + c3 alpha^3)   (appendix C)
+    """
+    alpha = torch.exp(log_alpha)
+    return -(CUBIC_CONSTANT + 0.5 * log_alpha + alpha * (C1 + alpha * (C2 + alpha * C3)))
+
+
+class _AdditiveKL(torch.autograd.Function):
+    """Sum of ``sigmoid_kl(log_alpha(theta, log_sigma2))`` with its gradient in closed form.
+
+    softplus and log1p are by far the dearest elementwise operations of a CPU step; since 1/(1 + alpha) is
+    theta^2 / (theta^2 + sigma^2), neither value nor gradient needs them.
+    """
+
+    @staticmethod
+    def forward(ctx: FunctionCtx, theta: Tensor, log_sigma2: Tensor, sigma2: Tensor) -> Tensor:
+        theta2 = theta.square().add_(EPS)
+        total = theta2 + sigma2
+        falling = torch.log(theta2).sub_(log_sigma2).mul_(K3).sub_(K2).sigmoid_()  # sigmoid(-(k2 + k3 log alpha))
+        # One pass for sum(K1 falling + (log total - log sigma2) / 2), in the order that rounds least.
+        value = K1 * falling.sum() + 0.5 * torch.log(total).sub_(log_sigma2).sum()
+        by_log_alpha = theta2.div(total).mul_(-0.5)
+        by_log_alpha.addcmul_(falling, 1.0 - falling, value=-K1 * K3)
+        ctx.save_for_backward(by_log_alpha, theta, theta2)
+        return value
+
+    @staticmethod
+    def backward(ctx: FunctionCtx, *grad_outputs: Tensor) -> tuple[Tensor, Tensor, None]:
+        by_log_alpha, theta, theta2 = ctx.saved_tensors  # type: ignore[attr-defined]
+        by_log_sigma2 = by_log_alpha * grad_outputs[0]
+        # d log alpha / d theta = -2 theta / (theta^2 + eps): exactly 0, not 0/0, at theta = 0.
+        return (by_log_sigma2 * theta).div_(theta2).mul_(-2.0), by_log_sigma2, None
+
+
+def additive_kl(theta: Tensor, log_sigma2: Tensor, sigma2: Tensor | None = None) -> Tensor:
+    """Sum over all weights of the 2017 KL of N(theta, sigma^2), a scalar; fast, and safe at theta = 0.
+
+    ``sigma2`` may hold ``exp(log_sigma2)`` where the caller has it already; it receives no gradient through the KL.
+    """
+    sigma2 = torch.exp(log_sigma2) if sigma2 is None else sigma2
+    total: Tensor = _AdditiveKL.apply(theta, log_sigma2, sigma2.detach())
+    return total

@@ -1,0 +1,166 @@
+"""Noisy Linear and Conv2d, written once: a mean path, a variance path, a bias in the mean only, masked evaluation.
+
+A noisy layer is an ordinary ``nn.Linear`` or ``nn.Conv2d`` (same parameters, same names) that owns a ``Noise``. The noise
+says what is random; the layer says how randomness travels through a product or a convolution:
+
+* pre-linear noise multiplies the input (outputs of one example are correlated): B = (A o xi) theta
+* post-linear noise is the local reparameterization (outputs are independent), with A o A the elementwise square:
+  B = A mu + sqrt((A o A) sigma^2) o zeta, zeta ~ N(0, 1)
+
+For convolutions the second form treats output positions as independent, the mean-field approximation of the 2017 paper.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.autograd.function import FunctionCtx
+
+# Under the square root: the variance path may return tiny negatives, and d sqrt / dx is infinite at 0.
+VARIANCE_FLOOR = 1e-8
+
+
+class Noise(nn.Module):
+    """What a method makes random in one layer; a method file overrides what applies to it.
+
+    ``weight`` is always the layer's own parameter, (out, in) for Linear and (out, in / groups, height, width) for Conv2d.
+    Parameters of a ``Noise`` never take part in weight decay.
+    """
+
+    def perturb(self, x: Tensor) -> Tensor:
+        """Pre-linear noise: the layer's input times the noise, of the same shape."""
+        return x
+
+    def posterior(self, weight: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Post-linear noise: mean and variance of q(w), both of ``weight``'s shape; no variance means no such noise."""
+        return weight, None
+
+    def kl(self, weight: Tensor) -> Tensor:
+        """The layer's KL(q || p), a scalar in nats, summed over its noise variables."""
+        return weight.new_zeros(())
+
+    def log_alpha(self, weight: Tensor) -> Tensor | None:
+        """log alpha broadcastable to ``weight``'s shape, or None where noise has no variance to speak of."""
+        return None
+
+    def mask(self, weight: Tensor) -> Tensor | None:
+        """Boolean, of ``weight``'s shape: the weights that evaluation keeps; None keeps them all."""
+        return None
+
+    def project(self) -> None:
+        """Bring parameters back into their domain; called before each noisy pass, without gradient."""
+
+
+class _AddNoise(torch.autograd.Function):
+    """mean + sqrt(variance) o zeta, keeping for backward one tensor instead of the graph of the square root."""
+
+    @staticmethod
+    def forward(ctx: FunctionCtx, mean: Tensor, variance: Tensor) -> Tensor:
+        deviation = variance.clamp_min(0.0).add_(VARIANCE_FLOOR).sqrt_()
+        zeta = _standard_normal_like(mean)
+        ctx.save_for_backward(zeta.div(deviation).mul_(0.5))
+        return torch.addcmul(mean, deviation, zeta)
+
+    @staticmethod
+    def backward(ctx: FunctionCtx, *grad_outputs: Tensor) -> tuple[Tensor, Tensor]:
+        (half_zeta_over_deviation,) = ctx.saved_tensors  # type: ignore[attr-defined]
+        return grad_outputs[0], grad_outputs[0] * half_zeta_over_deviation
+
+
+def _standard_normal_like(x: Tensor) -> Tensor:
+    """Drawn in memory order: filling a channels_last tensor in logical order is several times slower."""
+    zeta = torch.empty_like(x)
+    channels_last = zeta.dim() == 4 and not zeta.is_contiguous()
+    (zeta.permute(0, 2, 3, 1) if channels_last else zeta).normal_()
+    return zeta
+
+
+class NoisyLayer(nn.Module):
+    """Shared behaviour of ``NoisyLinear`` and ``NoisyConv2d``: noisy in training and while sampling, masked otherwise."""
+
+    weight: Tensor
+    bias: Any
+    noise: Noise
+    sampling: bool = False
+    variance_dtype: torch.dtype | None = None  # of the variance product; None: as the mean's
+
+    def product(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        """The layer's linear map of ``x`` with the given weight and bias."""
+        raise NotImplementedError
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Noisy output in training mode or inside ``sampling``; else that of the thresholded mean weights."""
+        if not (self.training or self.sampling):
+            return self.product(x, self.pruned_weight(), self.bias)
+        with torch.no_grad():
+            self.noise.project()
+        x = self.noise.perturb(x)
+        mean, variance = self.noise.posterior(self.weight)
+        output = self.product(x, mean, self.bias)
+        if variance is None:
+            return output
+        dtype = self.variance_dtype or x.dtype
+        spread = self.product(x.square().to(dtype), variance.to(dtype), None).to(output.dtype)
+        noisy: Tensor = _AddNoise.apply(output, spread)
+        return noisy
+
+    def pruned_weight(self) -> Tensor:
+        """The weight used in evaluation, of ``weight``'s shape: the mean where the mask keeps it, else 0."""
+        mask = self.noise.mask(self.weight)
+        return self.weight if mask is None else self.weight * mask
+
+    def kl(self) -> Tensor:
+        """The layer's KL(q || p), a scalar in nats."""
+        return self.noise.kl(self.weight)
+
+
+class NoisyLinear(NoisyLayer, nn.Linear):
+    """``nn.Linear`` whose weights or inputs are noisy; (batch, ..., in) -> (batch, ..., out)."""
+
+    def product(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        """x weight^T + bias."""
+        return F.linear(x, weight, bias)
+
+
+class NoisyConv2d(NoisyLayer, nn.Conv2d):
+    """``nn.Conv2d`` whose weights or inputs are noisy; (batch, in, height, width) -> (batch, out, height', width')."""
+
+    def product(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        """x * weight + bias with the layer's stride, padding, dilation and groups, in mean and variance path alike."""
+        output: Tensor = self._conv_forward(x, weight, bias)
+        return output
+
+
+NOISY: dict[type[nn.Module], type[NoisyLayer]] = {nn.Linear: NoisyLinear, nn.Conv2d: NoisyConv2d}
+
+
+def noisy_layers(module: nn.Module) -> Iterator[tuple[str, NoisyLayer]]:
+    """Every noisy layer inside ``module`` with its dotted name, in definition order."""
+    for name, layer in module.named_modules():
+        if isinstance(layer, NoisyLayer):
+            yield name, layer
+
+
+def weight_layers(module: nn.Module) -> Iterator[tuple[str, nn.Linear | nn.Conv2d]]:
+    """Every Linear and Conv2d inside ``module``, noisy or not, with its dotted name, in definition order."""
+    for name, layer in module.named_modules():
+        if isinstance(layer, nn.Linear | nn.Conv2d):
+            yield name, layer
+
+
+@contextmanager
+def sampling(module: nn.Module) -> Iterator[None]:
+    """Inside the context, evaluation draws noise as training does, without the mask; batch norm stays as it is."""
+    layers = [layer for _, layer in noisy_layers(module)]
+    for layer in layers:
+        layer.sampling = True
+    try:
+        yield
+    finally:
+        for layer in layers:
+            layer.sampling = False

@@ -1,0 +1,11 @@
+"""One file per method; importing this package discovers and registers them all, in the order of the papers."""
+
+from importlib import import_module
+from pkgutil import iter_modules
+
+from .base import METHODS, DropoutMethod, Method, find, method
+
+for _module in sorted(info.name for info in iter_modules(__path__)):
+    import_module(f"{__name__}.{_module}")
+
+__all__ = ["METHODS", "DropoutMethod", "Method", "find", "method"]

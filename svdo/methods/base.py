@@ -1,0 +1,74 @@
+"""What a method is, and the registry that the ``@method`` line of each method file fills."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
+from typing import ClassVar, TypeVar
+
+import torch
+from torch import Tensor
+
+from ..config import Choice, UserError, check_rates
+from ..layers import Noise, NoisyLayer
+
+METHODS: dict[str, type[Method]] = {}
+
+
+@dataclass
+class Method(Choice):
+    """A regulariser: its fields are its settings, with the paper's defaults, and its ``noise`` is its mathematics."""
+
+    label: ClassVar[str]  # the method's name in tables
+
+    def noise(self, layer: NoisyLayer, name: str) -> Noise | None:
+        """The noise of one Linear or Conv2d layer, called ``name`` in its network; None leaves the layer plain."""
+        raise NotImplementedError
+
+
+@dataclass
+class DropoutMethod(Method):
+    """A method with one dropout rate per layer, p (alpha = p / (1 - p)), chosen by the layer's name.
+
+    ``rates`` maps shell patterns to rates; of the patterns that match a layer the last one counts, and a layer without a
+    match, or with rate 0, stays plain. Left out, the command line takes the model's customary rates and ``convert`` 0.5.
+    """
+
+    rates: dict[str, float] = field(default_factory=dict)
+
+    def rate(self, name: str) -> float:
+        """The dropout rate p of the layer called ``name``."""
+        rates = self.rates or {"*": 0.5}
+        return next((rate for pattern, rate in reversed(list(rates.items())) if fnmatchcase(name, pattern)), 0.0)
+
+    def check(self) -> None:
+        """Raise ``UserError`` on a rate outside [0, 1)."""
+        check_rates("method.rates", self.rates)
+
+
+M = TypeVar("M", bound=type[Method])
+
+
+def method(cls: M) -> M:
+    """Register a ``Method`` dataclass under its ``name``: the command line, conversion, tables and tests follow from it."""
+    METHODS[cls.name] = cls
+    return cls
+
+
+def find(name: str) -> type[Method]:
+    """The method class called ``name``; raises ``UserError`` listing the choices where there is none."""
+    if name not in METHODS:
+        raise UserError(f"method={name} is not a choice; take one of: {', '.join(METHODS)}")
+    return METHODS[name]
+
+
+def rate_to_log_alpha(rate: float) -> float:
+    """log alpha of the Gaussian noise N(1, alpha) that matches dropout rate p: alpha = p / (1 - p)."""
+    return math.log(rate / (1.0 - rate))
+
+
+def multiply_by_noise(x: Tensor, alpha: Tensor | float) -> Tensor:
+    """x o xi, xi ~ N(1, alpha) drawn for every element of ``x``; ``alpha`` broadcasts to ``x``."""
+    deviation = math.sqrt(alpha) if isinstance(alpha, float) else alpha.sqrt()
+    return x * (1.0 + deviation * torch.randn_like(x))

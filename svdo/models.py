@@ -1,0 +1,172 @@
+"""The networks of both papers, as ordinary modules: no method appears here.
+
+Each builder is a dataclass whose fields are what ``svdo-run`` can set; ``build`` gives the ``nn.Module``. Weight counts are
+those of the papers: matrices and filters, without biases.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from dataclasses import dataclass, field
+from itertools import pairwise
+
+import torch
+from torch import nn
+
+from .config import Choice, UserError, check_rates, require
+
+Shape = tuple[int, int, int]  # channels, height, width
+
+
+@dataclass
+class Model(Choice):
+    """A network's settings. ``dropout`` holds its customary rates, pattern -> p, which every dropout method starts from."""
+
+    dropout: dict[str, float] = field(default_factory=dict)
+
+    def build(self, shape: Shape, classes: int) -> nn.Module:
+        """The network for images of ``shape``, giving (batch, classes) logits; raises ``UserError`` where it cannot."""
+        raise NotImplementedError
+
+    def check(self) -> None:
+        """Raise ``UserError`` on a rate outside [0, 1)."""
+        check_rates("model.dropout", self.dropout)
+
+
+def initialise(network: nn.Module) -> nn.Module:
+    """The 2017 authors' start, in place: Linear N(0, 0.01^2), Conv2d Glorot uniform, biases 0."""
+    for layer in network.modules():
+        if isinstance(layer, nn.Linear):
+            nn.init.normal_(layer.weight, std=0.01)
+        elif isinstance(layer, nn.Conv2d):
+            nn.init.xavier_uniform_(layer.weight)
+        if isinstance(layer, nn.Linear | nn.Conv2d) and layer.bias is not None:
+            nn.init.zeros_(layer.bias)
+    return network
+
+
+def _sequential(*layers: tuple[str, nn.Module]) -> nn.Module:
+    return initialise(nn.Sequential(OrderedDict(layers)))
+
+
+@dataclass
+class MLP(Model):
+    """``depth`` hidden ReLU layers of ``width`` units: the fully connected nets of the 2015 paper."""
+
+    name: str = "mlp"
+    depth: int = 3
+    width: int = 500
+
+    def build(self, shape: Shape, classes: int) -> nn.Module:
+        """fc1 ... fc(depth + 1), on flattened images; every start is scaled to its layer's inputs (He et al. 2015)."""
+        sizes = [shape[0] * shape[1] * shape[2], *[self.width] * self.depth, classes]
+        layers: list[tuple[str, nn.Module]] = [("flatten", nn.Flatten())]
+        for i, (inputs, outputs) in enumerate(pairwise(sizes), 1):
+            layers += [(f"fc{i}", nn.Linear(inputs, outputs)), (f"relu{i}", nn.ReLU())]
+        network = _sequential(*layers[:-1])
+        for layer in network.modules():
+            if isinstance(layer, nn.Linear):
+                nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
+        return network
+
+    def check(self) -> None:
+        """Raise ``UserError`` unless depth is at least 0 and width at least 1."""
+        super().check()
+        require(self.depth >= 0, f"model.depth={self.depth} is too small; it must be at least 0")
+        require(self.width >= 1, f"model.width={self.width} is too small; it must be at least 1")
+
+
+@dataclass
+class LeNet300(Model):
+    """LeNet-300-100: 266 200 weights on MNIST."""
+
+    name: str = "lenet300"
+
+    def build(self, shape: Shape, classes: int) -> nn.Module:
+        """784 - 300 - 100 - classes, ReLU."""
+        return _sequential(
+            ("flatten", nn.Flatten()),
+            ("fc1", nn.Linear(shape[0] * shape[1] * shape[2], 300)),
+            ("relu1", nn.ReLU()),
+            ("fc2", nn.Linear(300, 100)),
+            ("relu2", nn.ReLU()),
+            ("fc3", nn.Linear(100, classes)),
+        )
+
+
+@dataclass
+class LeNet5(Model):
+    """LeNet-5 as in Caffe, with the ReLUs after the convolutions of the 2017 authors' code: 430 500 weights on MNIST."""
+
+    name: str = "lenet5"
+
+    def build(self, shape: Shape, classes: int) -> nn.Module:
+        """conv 20@5x5 - pool 2 - conv 50@5x5 - pool 2 - 500 - classes."""
+        side = [((size - 4) // 2 - 4) // 2 for size in shape[1:]]
+        require(min(side) >= 1, f"model=lenet5 needs images of at least 16 x 16 pixels, not {shape[1]} x {shape[2]}")
+        return _sequential(
+            ("conv1", nn.Conv2d(shape[0], 20, 5)),
+            ("relu1", nn.ReLU()),
+            ("pool1", nn.MaxPool2d(2)),
+            ("conv2", nn.Conv2d(20, 50, 5)),
+            ("relu2", nn.ReLU()),
+            ("pool2", nn.MaxPool2d(2)),
+            ("flatten", nn.Flatten()),
+            ("fc1", nn.Linear(50 * side[0] * side[1], 500)),
+            ("relu3", nn.ReLU()),
+            ("fc2", nn.Linear(500, classes)),
+        )
+
+
+@dataclass
+class VGG(Model):
+    """The VGG-like network of Zagoruyko (2015) with every width scaled by ``k``: 14 977 728 weights at k = 1, 10 classes."""
+
+    name: str = "vgg"
+    k: float = 1.0
+
+    def build(self, shape: Shape, classes: int) -> nn.Module:
+        """Thirteen 3x3 convolutions in groups of 2, 2, 3, 3, 3, each with batch norm and ReLU, pooled; two dense layers."""
+        require(shape[1:] == (32, 32), f"model=vgg needs images of 32 x 32 pixels, not {shape[1]} x {shape[2]}")
+        layers: list[tuple[str, nn.Module]] = []
+        channels, number = shape[0], 0
+        for group, (width, depth) in enumerate([(64, 2), (128, 2), (256, 3), (512, 3), (512, 3)], 1):
+            for _ in range(depth):
+                number, width_k = number + 1, int(width * self.k)
+                layers += [
+                    (f"conv{number}", nn.Conv2d(channels, width_k, 3, padding=1)),
+                    (f"bn{number}", nn.BatchNorm2d(width_k, eps=1e-3)),
+                    (f"relu{number}", nn.ReLU()),
+                ]
+                channels = width_k
+            layers.append((f"pool{group}", nn.MaxPool2d(2)))
+        return _sequential(
+            *layers,
+            ("flatten", nn.Flatten()),
+            ("fc1", nn.Linear(channels, channels)),
+            ("bn_fc1", nn.BatchNorm1d(channels, eps=1e-3)),
+            ("relu_fc1", nn.ReLU()),
+            ("fc2", nn.Linear(channels, classes)),
+        )
+
+    def check(self) -> None:
+        """Raise ``UserError`` unless every layer keeps at least one unit."""
+        super().check()
+        require(int(64 * self.k) >= 1, f"model.k={self.k} is too small; at least 1/64 leaves a unit in every layer")
+
+
+MODELS: dict[str, type[Model]] = {cls.name: cls for cls in (MLP, LeNet300, LeNet5, VGG)}
+
+
+def find(name: str) -> type[Model]:
+    """The model class called ``name``; raises ``UserError`` listing the choices where there is none."""
+    if name not in MODELS:
+        raise UserError(f"model={name} is not a choice; take one of: {', '.join(MODELS)}")
+    return MODELS[name]
+
+
+def build(model: Model, shape: Shape, classes: int, seed: int) -> nn.Module:
+    """``model.build`` with its random start a function of ``seed`` alone; the global generator is left as it was."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return model.build(shape, classes)

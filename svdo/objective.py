@@ -1,0 +1,29 @@
+"""The bound, and the only place where the scale of its two terms is written.
+
+Maximising the paper's SGVLB, sum_n E_q[log p(y_n | x_n, w)] - KL(q || p), over N training points is minimising
+
+    loss = mean cross-entropy of the batch + kl_weight KL / N
+"""
+
+from __future__ import annotations
+
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def objective(logits: Tensor, labels: Tensor, kl: Tensor, n_train: int, kl_weight: float) -> Tensor:
+    """The loss to minimise, a scalar in nats per training example.
+
+    Args:
+        logits: (batch, classes), from one noisy pass.
+        labels: (batch,), class numbers.
+        kl: KL(q || p) of the whole network, a scalar in nats.
+        n_train: N, the number of training examples (augmentation does not change it).
+        kl_weight: the warm-up's factor in [0, 1].
+    """
+    return F.cross_entropy(logits, labels) + kl * (kl_weight / n_train)
+
+
+def describe(n_train: int) -> str:
+    """The objective in words, with its scale."""
+    return f"mean cross-entropy + kl_weight * KL / N,  N = {n_train}"

@@ -1,0 +1,1 @@
+"""Declared tables: ``spec`` what they say, ``collect`` from the run store, ``render``, and ``cli`` with the four verbs."""

@@ -1,0 +1,113 @@
+"""Cells -> Markdown, LaTeX and CSV; published figures stand as quoted, measured ones with their spread and their runs."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Sequence
+from typing import Any
+
+from tabulate import tabulate
+
+from .collect import Measured, Planned, measure, verdict
+from .spec import Column, Report, Row
+
+Collected = Sequence[tuple[Row, list[Planned]]]
+
+
+def table(report: Report, collected: Collected) -> tuple[list[str], list[list[str]]]:
+    """Headers and rows of text, the same for every format."""
+    headers = ["network", "method"]
+    for column in report.columns:
+        headers += [f"{column.label}, published", f"{column.label}, measured"]
+    headers += ["runs", "minutes"]
+    rows = []
+    for row, planned in collected:
+        cells = [row.group, row.label]
+        for column in report.columns:
+            cells += [
+                _published(row.published.get(column.key), column),
+                measured_text(measure(planned, column), column),
+            ]
+        done = [run.record for run in planned if run.record is not None]
+        minutes = sum(record["seconds"] for record in done) / 60 / len(done) if done else None
+        cells += [f"{len(done)} of {len(planned)}" if planned else "quoted", f"{minutes:.1f}" if minutes else ""]
+        rows.append(cells)
+    return headers, rows
+
+
+def markdown(report: Report, collected: Collected) -> str:
+    """The table with its notes, sources and the ids of its runs."""
+    headers, rows = table(report, collected)
+    parts = [f"# {report.title}", tabulate(rows, headers, tablefmt="github", disable_numparse=True)]
+    if report.notes:
+        parts.append("\n".join(f"- {note}" for note in report.notes))
+    sources = [f"- {_label(row)}: {row.source}" for row, _ in collected if row.source]
+    if sources:
+        parts += ["Published figures, as quoted:", "\n".join(sources)]
+    ids = [
+        f"- {_label(row)}: " + ", ".join(f"`{run.config.id}`" for run in planned if run.record is not None)
+        for row, planned in collected
+        if any(run.record is not None for run in planned)
+    ]
+    if ids:
+        parts += ["Measured figures, by run (`results/runs/<id>/result.json`):", "\n".join(ids)]
+    return "\n\n".join(parts) + "\n"
+
+
+def latex(report: Report, collected: Collected) -> str:
+    """A booktabs tabular."""
+    headers, rows = table(report, collected)
+    return tabulate(rows, headers, tablefmt="latex_booktabs", disable_numparse=True) + "\n"
+
+
+def comma_separated(report: Report, collected: Collected) -> str:
+    """Numbers at full precision: one line per row and quantity."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(["network", "method", "quantity", "published", "mean", "std", "n", "verdict"])
+    for row, planned in collected:
+        for column in report.columns:
+            measured, published = measure(planned, column), row.published.get(column.key)
+            mean = std = n = ""
+            if measured is not None:
+                mean, std = (" ".join(f"{value:.6g}" for value in part) for part in (measured.means, measured.stds))
+                n = str(measured.n)
+            quoted = " ".join(map(str, published)) if isinstance(published, list) else published
+            writer.writerow([row.group, row.label, column.key, quoted, mean, std, n, verdict(measured, column, published)])
+    return text.getvalue()
+
+
+def verdicts(report: Report, collected: Collected) -> str:
+    """Ours beside the published figure, a verdict per cell."""
+    lines = []
+    for row, planned in collected:
+        for column in report.columns:
+            published = row.published.get(column.key)
+            measured = measure(planned, column)
+            word = verdict(measured, column, published)
+            if word and planned:
+                ours = measured_text(measured, column) or "-"
+                lines.append([row.group, row.label, column.label, _published(published, column), ours, word])
+    headers = ["network", "method", "quantity", "published", "measured", "verdict"]
+    return tabulate(lines, headers, disable_numparse=True)
+
+
+def measured_text(measured: Measured | None, column: Column) -> str:
+    """mean ± std, the spread only where there is more than one run; layers are joined by dashes, without spread."""
+    if measured is None:
+        return ""
+    means = " - ".join(f"{mean:{column.format}}" for mean in measured.means)
+    if len(measured.means) > 1 or measured.n == 1:
+        return means
+    return f"{means} ± {measured.stds[0]:{column.format}}"
+
+
+def _published(value: Any, column: Column) -> str:
+    if value is None:
+        return ""
+    return " - ".join(str(item) for item in value) if isinstance(value, list) else f"{value:{column.format}}"
+
+
+def _label(row: Row) -> str:
+    return f"{row.group}, {row.label}" if row.group else row.label

@@ -1,0 +1,68 @@
+"""What a table declares in ``conf/report/NAME.yaml``: rows, columns, seeds, published numbers with their source."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from importlib import resources
+from typing import Any
+
+from omegaconf import MISSING, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from ..config import UserError
+
+
+@dataclass
+class Column:
+    """One measured quantity: ``key`` is its dotted place in a run's record, or ``layers`` for the sparsity of each layer."""
+
+    key: str = MISSING
+    label: str = MISSING
+    format: str = ".2f"
+    better: str = "lower"  # lower, higher, or none where no way is better
+    tolerance: float = 0.0  # how much worse still counts as close, as a share of the published number
+
+
+@dataclass
+class Row:
+    """One network with one method. Without ``overrides`` it is quoted only; without ``published`` nobody published it."""
+
+    group: str = ""
+    label: str = MISSING
+    overrides: list[str] | None = None
+    published: dict[str, Any] = field(default_factory=dict)
+    source: str = ""
+    note: str = ""
+
+
+@dataclass
+class Report:
+    """A declared table."""
+
+    name: str = ""
+    title: str = MISSING
+    overrides: list[str] = field(default_factory=list)
+    seeds: list[int] = field(default_factory=lambda: [0])
+    columns: list[Column] = field(default_factory=list)
+    rows: list[Row] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+
+def names() -> list[str]:
+    """Every declared report."""
+    folder = resources.files("svdo.conf") / "report"
+    return sorted(item.name.removesuffix(".yaml") for item in folder.iterdir() if item.name.endswith(".yaml"))
+
+
+def load(name: str) -> Report:
+    """The report called ``name``; raises ``UserError`` where there is none, or where its file has an unknown key or type."""
+    if name not in names():
+        raise UserError(f"no report {name}; take one of: {', '.join(names())}")
+    text = (resources.files("svdo.conf") / "report" / f"{name}.yaml").read_text("utf-8")
+    try:
+        report = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Report), OmegaConf.create(text)))
+    except OmegaConfBaseException as error:
+        raise UserError(f"conf/report/{name}.yaml: {str(error).splitlines()[0]} ({error.full_key})") from None
+    assert isinstance(report, Report)
+    report.name = name
+    return report

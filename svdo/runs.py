@@ -1,0 +1,106 @@
+"""The run store, ``<results_dir>/runs/<id>/``: open, lock, append, finish, query. Every file name in one place.
+
+result.json    the record, written last and atomically: its presence means the run is done
+metrics.jsonl  one line per epoch
+weights.pt     the trained network, tensors only
+checkpoint.pt  where to resume; gone once the run is done
+lock           held while a process trains the run
+error.txt      the traceback of the last failure; gone once the run goes on
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from .checkpoint import write_atomically
+from .config import UserError
+
+Record = dict[str, Any]
+
+
+class Run:
+    """One run's folder; nothing is created before ``open``."""
+
+    def __init__(self, results_dir: str | Path, id: str) -> None:
+        self.id = id
+        self.folder = Path(results_dir).expanduser() / "runs" / id
+        self.checkpoint = self.folder / "checkpoint.pt"
+        self.weights = self.folder / "weights.pt"
+        self.error = self.folder / "error.txt"
+        self._result = self.folder / "result.json"
+        self._metrics = self.folder / "metrics.jsonl"
+
+    def result(self) -> Record | None:
+        """The record, or None while the run is not done; raises ``UserError`` where the file is damaged."""
+        try:
+            record: Record = json.loads(self._result.read_text("utf-8"))
+        except FileNotFoundError:
+            return None
+        except (OSError, ValueError) as error:
+            raise UserError(f"{self._result} cannot be read ({error}); restore it, or delete it to train anew") from None
+        return record
+
+    @contextmanager
+    def open(self, waiting: Callable[[str], None]) -> Iterator[None]:
+        """Create the folder and hold the run's lock; where another process holds it, say so and wait for it to end.
+
+        Raises:
+            UserError: where the folder cannot be written.
+        """
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            lock = open(self.folder / "lock", "a+")  # noqa: SIM115 - the with statement below closes it
+        except OSError as error:
+            raise UserError(
+                f"cannot write to {self.folder}: {error.strerror}; name another folder with results_dir=..."
+            ) from None
+        with lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                lock.seek(0)
+                waiting(f"{self.id} is being trained by process {lock.read().strip() or '?'}; waiting for it to end")
+                fcntl.flock(lock, fcntl.LOCK_EX)
+            lock.truncate(0)
+            lock.write(str(os.getpid()))
+            lock.flush()
+            yield
+
+    def epochs(self) -> list[Record]:
+        """The lines of ``metrics.jsonl``, oldest first."""
+        try:
+            return [json.loads(line) for line in self._metrics.read_text("utf-8").splitlines()]
+        except FileNotFoundError:
+            return []
+
+    def append(self, line: Record) -> None:
+        """Add an epoch's line."""
+        with open(self._metrics, "a", encoding="utf-8") as file:
+            file.write(json.dumps(line) + "\n")
+
+    def forget_epochs_after(self, epoch: int) -> None:
+        """Keep the first ``epoch`` lines: what a killed process wrote after its last checkpoint is trained, and said, again."""
+        if self._metrics.exists():
+            whole = self._metrics.read_text("utf-8").splitlines(keepends=True)[:epoch]
+            write_atomically(self._metrics, lambda file: file.write("".join(whole).encode()))
+
+    def finish(self, record: Record) -> None:
+        """Write the record, then drop what only resuming needs."""
+        text = json.dumps(record, indent=1, allow_nan=False) + "\n"
+        write_atomically(self._result, lambda file: file.write(text.encode()))
+        for path in (self.checkpoint, self.error):
+            path.unlink(missing_ok=True)
+
+
+def finished(results_dir: str | Path) -> Iterator[Record]:
+    """The records of all runs that are done, by id."""
+    for folder in sorted((Path(results_dir).expanduser() / "runs").glob("*/")):
+        record = Run(results_dir, folder.name).result()
+        if record is not None:
+            yield record

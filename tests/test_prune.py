@@ -1,0 +1,104 @@
+"""Masks, sparsity and compression against counts made by hand."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from torch import nn
+
+import svdo
+from svdo import LayerSparsity
+
+
+def network() -> nn.Sequential:
+    """Six dense and eighteen convolution weights, all 1 in size."""
+    net = nn.Sequential()
+    net.add_module("conv", nn.Conv2d(1, 2, 3))
+    net.add_module("fc", nn.Linear(2, 3))
+    for p in net.parameters():
+        nn.init.ones_(p)
+    return net
+
+
+def with_log_alpha(model: nn.Module, layer: str, values: list[float]) -> None:
+    """Set log alpha of the first weights of a layer whose weights are 1 (there log sigma^2 = log alpha)."""
+    with torch.no_grad():
+        model.get_submodule(layer).noise.log_sigma2.view(-1)[: len(values)] = torch.tensor(values)
+
+
+def test_a_weight_goes_exactly_where_log_alpha_reaches_the_threshold() -> None:
+    model = svdo.convert(network(), "sparsevd")
+    with_log_alpha(model, "fc", [2.99, 3.0, 3.01, 20.0, -20.0, 0.0])
+    expected = torch.tensor([[True, False], [False, False], [True, True]])
+    assert torch.equal(svdo.masks(model)["fc"], expected)
+    assert svdo.masks(model)["fc"].dtype == torch.bool
+    assert svdo.masks(model)["conv"].all()
+
+
+def test_the_threshold_is_a_setting() -> None:
+    model = svdo.convert(network(), "sparsevd", threshold=0.5)
+    with_log_alpha(model, "fc", [0.4, 0.6, 2.0, -1.0, -1.0, -1.0])
+    assert svdo.masks(model)["fc"].sum() == 4
+
+
+def test_sparsity_counts_weights_and_never_biases() -> None:
+    model = svdo.convert(network(), "sparsevd")
+    with_log_alpha(model, "fc", [5.0, 5.0, 5.0])
+    with_log_alpha(model, "conv", [5.0])
+    conv, fc = svdo.sparsity(model)
+    assert (conv.name, conv.weights, conv.nonzero) == ("conv", 18, 17)
+    assert (fc.name, fc.weights, fc.nonzero, fc.sparsity) == ("fc", 6, 3, 50.0)
+    assert conv.sparsity == pytest.approx(100 / 18)
+    assert svdo.compression([conv, fc]) == pytest.approx(24 / 20)
+
+
+def test_plain_layers_count_too_and_have_no_mask() -> None:
+    model = svdo.convert(network(), "sparsevd", exclude=["conv"])
+    with_log_alpha(model, "fc", [5.0])
+    assert list(svdo.masks(model)) == ["fc"]
+    assert [(s.name, s.nonzero) for s in svdo.sparsity(model)] == [("conv", 18), ("fc", 5)]
+
+
+def test_a_network_without_noise_is_dense() -> None:
+    assert svdo.masks(network()) == {}
+    assert svdo.compression(svdo.sparsity(network())) == 1.0
+
+
+def test_a_weight_that_is_zero_is_not_counted_as_left() -> None:
+    net = network()
+    with torch.no_grad():
+        net.fc.weight[0] = 0.0
+    assert svdo.sparsity(net)[1].nonzero == 4
+    assert svdo.sparsity(svdo.convert(net, "sparsevd"))[1].nonzero == 4
+
+
+def test_methods_without_a_threshold_keep_every_weight() -> None:
+    model = svdo.convert(network(), "vd_b")
+    assert all(mask.all() for mask in svdo.masks(model).values())
+    assert {name: mask.shape for name, mask in svdo.masks(model).items()} == {"conv": (2, 1, 3, 3), "fc": (3, 2)}
+    assert svdo.compression(svdo.sparsity(model)) == 1.0
+
+
+def test_compression_is_all_weights_over_those_left() -> None:
+    assert svdo.compression([LayerSparsity("a", 100, 10), LayerSparsity("b", 300, 0)]) == 40.0
+    assert svdo.compression([LayerSparsity("a", 100, 0)]) == math.inf
+
+
+def test_nonzero_is_what_the_evaluated_weight_really_holds() -> None:
+    model = svdo.convert(network(), "sparsevd")
+    torch.manual_seed(0)
+    with torch.no_grad():
+        model.fc.noise.log_sigma2.normal_(3.0, 2.0)
+    # The response of the layer to each unit vector is a column of the weight that evaluation uses.
+    model.eval()
+    columns = model.fc(torch.eye(2)) - model.fc(torch.zeros(1, 2))
+    assert 0 < columns.count_nonzero() < 6
+    assert svdo.sparsity(model)[1].nonzero == columns.count_nonzero()
+
+
+def test_a_layer_used_twice_counts_once() -> None:
+    shared = nn.Linear(4, 4)
+    model = svdo.convert(nn.Sequential(shared, nn.ReLU(), shared), "sparsevd")
+    assert sum(s.weights for s in svdo.sparsity(model)) == 16
