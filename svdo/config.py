@@ -167,5 +167,6 @@ def _between(key: str, value: float, low: float, high: float) -> None:
 
 def check_rates(key: str, rates: Mapping[str, float]) -> None:
     """Raise ``UserError`` unless every dropout rate of the pattern -> rate mapping lies in [0, 1)."""
+    require(isinstance(rates, Mapping), f"{key}={rates} is no mapping of layer patterns to rates")
     for pattern, rate in rates.items():
         require(0.0 <= rate < 1.0, f"{key}[{pattern}]={rate} is no dropout rate; it must lie in [0, 1)")

@@ -13,7 +13,7 @@ from .objective import describe
 from .runs import Record
 
 
-def plan(config: Config, device: str, sizes: dict[str, int], weights: int, folder: str, resumed: str) -> str:
+def plan(config: Config, device: str, sizes: dict[str, int], weights: int, folder: str) -> str:
     """What is about to happen, a line per subject."""
     train, dataset = config.train, config.dataset
     data = ", ".join(f"{count:,} {part}" for part, count in sizes.items() if count).replace(",", " ").replace("  ", ", ")
@@ -33,7 +33,7 @@ def plan(config: Config, device: str, sizes: dict[str, int], weights: int, folde
             f" {train.lr_flat:.1%}, KL weight 0 to 1 between {train.kl_start:.1%} and {train.kl_full:.1%} of training",
         ),
         ("device", f"{device}, {config.runtime.precision}"),
-        ("folder", folder + resumed),
+        ("folder", folder),
     ]
     return "\n".join(f"{key:<10} {value}" for key, value in lines)
 

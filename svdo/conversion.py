@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 from collections.abc import Iterable
 from fnmatch import fnmatchcase
 from typing import Any
@@ -10,7 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from .config import UserError
+from .config import UserError, require
 from .layers import NOISY, NoisyLayer, noisy_layers, weight_layers
 from .methods import Method, find
 
@@ -41,16 +42,17 @@ def convert(
     """
     if isinstance(method, str):
         cls = find(method)
-        try:
-            method = cls(**settings)
-        except TypeError as error:
-            raise UserError(f"method {method}: {error}") from None
+        fields = [field.name for field in dataclasses.fields(cls) if field.name != "name"]
+        for key in settings:
+            choices = ", ".join(fields) or "none"
+            require(key in fields, f"method {method} has no field {key}; its fields are: {choices}")
+        method = cls(**settings)
     elif settings:
         raise UserError("settings go into the Method itself, or beside a method's name, not both")
     method.check()
     if any(noisy_layers(module)):
         raise UserError("the module has noisy layers already; convert the plain network")
-    include, exclude = tuple(include), tuple(exclude)
+    include, exclude = ((part,) if isinstance(part, str) else tuple(part) for part in (include, exclude))
     converted = copy.deepcopy(module)
     chosen = [
         (name, layer) for name, layer in weight_layers(converted) if _matches(name, include) and not _matches(name, exclude)
@@ -63,7 +65,7 @@ def convert(
     if chosen[0][1] is converted:
         return twins[id(converted)]
     for parent in list(converted.modules()):
-        for child_name, child in list(parent.named_children()):
+        for child_name, child in list(parent._modules.items()):
             if id(child) in twins:
                 setattr(parent, child_name, twins[id(child)])
     return converted
@@ -79,12 +81,12 @@ def _noisy_twin(layer: nn.Linear | nn.Conv2d, name: str, method: Method) -> nn.M
     cls = NOISY[type(layer)]
     twin = cls.__new__(cls)
     # The twin shares the layer's whole state (parameters, hooks, mode, hyper-parameters): nothing to list, nothing to miss.
-    twin.__dict__ = {key: copy.copy(value) if isinstance(value, dict) else value for key, value in layer.__dict__.items()}
+    twin.__dict__ = dict(layer.__dict__)
     with torch.random.fork_rng(devices=[]):
         noise = method.noise(twin, name)
     if noise is None:
         return layer
-    twin.noise = noise.to(layer.weight.device)
+    twin.noise = noise.to(device=layer.weight.device, dtype=layer.weight.dtype)
     twin.noise.train(layer.training)
     return twin
 

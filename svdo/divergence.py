@@ -10,7 +10,7 @@ import math
 
 import torch
 from torch import Tensor
-from torch.autograd.function import FunctionCtx
+from torch.autograd.function import FunctionCtx, once_differentiable
 from torch.nn.functional import softplus
 
 # Molchanov, Ashukha, Vetrov (2017), eq. 14: least squares fit over log alpha in [-10, 10].
@@ -67,6 +67,7 @@ class _AdditiveKL(torch.autograd.Function):
         return value
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: FunctionCtx, *grad_outputs: Tensor) -> tuple[Tensor, Tensor, None]:
         by_log_alpha, theta, theta2 = ctx.saved_tensors  # type: ignore[attr-defined]
         by_log_sigma2 = by_log_alpha * grad_outputs[0]

@@ -19,7 +19,7 @@ def log_probabilities(model: nn.Module, split: Split, samples: int = 0) -> Tenso
 
     ``samples=0`` is one pass of the thresholded mean network; otherwise probabilities are averaged over so many noisy passes.
     """
-    was_training = model.training
+    modes = [(module, module.training) for module in model.modules()]
     model.eval()
     try:
         if not samples:
@@ -31,7 +31,8 @@ def log_probabilities(model: nn.Module, split: Split, samples: int = 0) -> Tenso
             ]
         return torch.cat(passes) - torch.tensor(float(samples)).log()
     finally:
-        model.train(was_training)
+        for module, was_training in modes:
+            module.training = was_training
 
 
 def metrics(log_probs: Tensor, labels: Tensor) -> dict[str, float]:

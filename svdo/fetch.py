@@ -30,7 +30,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from svdo.config import UserError, require
+from .config import UserError, require
 
 Array = NDArray[np.uint8]
 Arrays = dict[str, Array]

@@ -156,11 +156,11 @@ def weight_layers(module: nn.Module) -> Iterator[tuple[str, nn.Linear | nn.Conv2
 @contextmanager
 def sampling(module: nn.Module) -> Iterator[None]:
     """Inside the context, evaluation draws noise as training does, without the mask; batch norm stays as it is."""
-    layers = [layer for _, layer in noisy_layers(module)]
-    for layer in layers:
+    before = [(layer, layer.sampling) for _, layer in noisy_layers(module)]
+    for layer, _ in before:
         layer.sampling = True
     try:
         yield
     finally:
-        for layer in layers:
-            layer.sampling = False
+        for layer, was in before:
+            layer.sampling = was

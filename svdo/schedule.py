@@ -21,4 +21,4 @@ def kl_weight(progress: float, start: float, full: float) -> float:
     """
     if progress >= full:
         return 1.0
-    return max(progress - start, 0.0) / (full - start)
+    return 0.0 if progress <= start else (progress - start) / (full - start)

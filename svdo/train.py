@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import os
-import platform
 import signal
-import subprocess
 import sys
 import time
 from collections.abc import Iterator
@@ -20,8 +17,8 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from . import checkpoint, console, schedule
-from .config import Config, RuntimeConfig, TrainConfig, UserError, require
+from . import checkpoint, console, machine, schedule
+from .config import Config, TrainConfig, UserError, require
 from .conversion import convert, kl
 from .data import Data, prepare
 from .evaluate import evaluate
@@ -68,126 +65,205 @@ def execute(config: Config) -> tuple[str, Record]:
             record = run.result()  # another process may have finished it while this one waited
             if record is None:
                 with _signals() as pending:
-                    return "done", _train(config, run, pending)
+                    return "done", Training(config, run, pending).finish()
     _say(f"{run.id} is done: {run.folder}\n\n{console.layer_table(record)}")
     return "skipped", record
 
 
-def _train(config: Config, run: Run, pending: list[int]) -> Record:
-    started = datetime.now(timezone.utc).isoformat(timespec="seconds")
-    device = _device(config.runtime)
-    if config.runtime.threads:
-        torch.set_num_threads(config.runtime.threads)
-    torch.set_flush_denormal(True)  # removed weights shrink to denormals, which CPUs multiply many times slower
-    images = load(config.dataset.name, Path(config.data_dir).expanduser(), progress=config.runtime.progress)
-    data = prepare(config.dataset, images, device)
-    model = _model(config, data).to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    optimizer = _optimizer(model, config.train, device)
-    progress = Progress()
-    torch.manual_seed(config.seed)
-    if run.checkpoint.exists():
-        _restore(run, model, optimizer, progress, device)
-    run.forget_epochs_after(progress.epoch)
+class Training:
+    """One run in this process: its data, network, optimizer and progress, as far as its checkpoint had come."""
 
-    layers = sparsity(model)
-    sizes = {"train": len(data.train), "validation": len(data.validation or ()), "test": len(data.test)}
-    resumed = f" (resuming at epoch {progress.epoch + 1}, step {progress.step + 1})" if progress.epoch or progress.step else ""
-    weights = sum(layer.weights for layer in layers)
-    _say(console.plan(config, _device_name(device), sizes, weights, str(run.folder), resumed) + "\n")
-    _fit(config, run, data, model, optimizer, progress, device, pending)
+    def __init__(self, config: Config, run: Run, pending: list[int]) -> None:
+        self.config, self.run, self.pending = config, run, pending
+        self.started = datetime.now(timezone.utc).isoformat(timespec="seconds")
+        self.device = machine.device(config.runtime)
+        if config.runtime.threads:
+            torch.set_num_threads(config.runtime.threads)
+        torch.set_flush_denormal(True)  # removed weights shrink to denormals, which CPUs multiply many times slower
+        images = load(config.dataset.name, Path(config.data_dir).expanduser(), config.runtime.progress)
+        self.data = prepare(config.dataset, images, self.device)
+        network = _network(config, self.data)
+        self.model = network.to(device=self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.optimizer = _optimizer(self.model, config.train)
+        self.progress = Progress()
+        torch.manual_seed(config.seed)
+        if run.checkpoint.exists():
+            self._restore()
+        run.forget_epochs_after(self.progress.epoch)
 
-    record = _record(config, data, model, progress, started, device)
-    checkpoint.save(run.weights, model.state_dict())
-    run.finish(record)
-    _say(f"\n{console.layer_table(record)}\n\nrecord {run.folder / 'result.json'}")
-    return record
+    def finish(self) -> Record:
+        """Train what is left, evaluate, and write the record."""
+        layers, progress = sparsity(self.model), self.progress
+        sizes = {"train": len(self.data.train), "validation": len(self.data.validation or ()), "test": len(self.data.test)}
+        resumed = f" (resuming at epoch {progress.epoch + 1}, step {progress.step + 1})"
+        folder = str(self.run.folder) + (resumed if progress.epoch or progress.step else "")
+        weights = sum(layer.weights for layer in layers)
+        _say(console.plan(self.config, machine.device_name(self.device), sizes, weights, folder) + "\n")
+        self._fit()
+        record = self._record()
+        checkpoint.save(self.run.weights, self.model.state_dict())
+        self.run.finish(record)
+        _say(f"\n{console.layer_table(record)}\n\nrecord {self.run.folder / 'result.json'}")
+        return record
 
-
-def _fit(
-    config: Config,
-    run: Run,
-    data: Data,
-    model: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    progress: Progress,
-    device: torch.device,
-    pending: list[int],
-) -> None:
-    train, n_train = config.train, len(data.train)
-    steps = n_train // train.batch_size
-    require(
-        steps > 0 or not train.epochs,
-        f"train.batch_size={train.batch_size} exceeds the {n_train} training images; take a smaller batch",
-    )
-    held_out, held_out_name = (data.validation, "validation") if data.validation else (data.test, "test")
-    lines = console.EpochLines(train.epochs, [name for name, _ in weight_layers(model)], held_out_name)
-    autocast = torch.autocast(device.type, torch.bfloat16, enabled=config.runtime.precision == "bf16")
-    if progress.epoch < train.epochs:
-        _say(lines.header)
-    with _bar(config.runtime, train.epochs * steps, progress.epoch * steps + progress.step) as bar:
-        while progress.epoch < train.epochs:
-            clock = time.perf_counter()
-            model.train()
-            sums = progress.sums.to(device)
-            for x, y in data.train.batches(train.batch_size, config.seed, progress.epoch, progress.step):
-                share = (progress.epoch + progress.step / steps) / train.epochs
-                lr = train.lr * schedule.learning_rate_factor(share, train.lr_flat)
-                weight = schedule.kl_weight(share, train.kl_start, train.kl_full)
-                for group in optimizer.param_groups:
-                    group["lr"] = lr
-                with autocast:
-                    logits = model(x)
-                loss = objective(logits.float(), y, kl(model) if weight else _zero(device), n_train, weight)
-                if device.type == "cpu" and not torch.isfinite(loss):
-                    raise _not_finite(model, x, progress)
-                optimizer.zero_grad()
-                loss.backward()
-                optimizer.step()
+    def _fit(self) -> None:
+        train, data, progress = self.config.train, self.data, self.progress
+        steps = len(data.train) // train.batch_size
+        require(
+            steps > 0 or not train.epochs,
+            f"train.batch_size={train.batch_size} exceeds the {len(data.train)} training images; take a smaller batch",
+        )
+        held_out, held_out_name = (data.validation, "validation") if data.validation else (data.test, "test")
+        lines = console.EpochLines(train.epochs, [name for name, _ in weight_layers(self.model)], held_out_name)
+        if progress.epoch < train.epochs:
+            _say(lines.header)
+        with self._bar(steps) as bar:
+            while progress.epoch < train.epochs:
+                clock = time.perf_counter()
+                lr, weight = self._epoch(steps, bar, clock)
+                error = evaluate(self.model, held_out)["error"]
                 with torch.no_grad():
-                    sums += torch.stack([loss.detach(), (logits.argmax(1) != y).sum()])
-                progress.step += 1
-                bar.update()
-                if pending and progress.step < steps:
-                    progress.sums = sums.cpu()
-                    progress.seconds += time.perf_counter() - clock
-                    raise _interrupted(run, model, optimizer, progress, pending[0], device)
-            totals = sums.cpu()
-            if not torch.isfinite(totals).all():
-                raise _not_finite(model, None, progress)
-            error = evaluate(model, held_out)["error"]
+                    divergence = kl(self.model).item()
+                layers, totals = sparsity(self.model), progress.sums
+                progress.seconds += time.perf_counter() - clock
+                progress.epoch, progress.step, progress.sums = progress.epoch + 1, 0, torch.zeros_like(totals)
+                line = {
+                    "epoch": progress.epoch,
+                    "lr": lr,
+                    "kl_weight": weight,
+                    "train_loss": totals[0].item() / steps,
+                    "kl": divergence,
+                    "train_error": 100.0 * totals[1].item() / (steps * train.batch_size),
+                    f"{held_out_name}_error": error,
+                    "sparsity": {layer.name: layer.sparsity for layer in layers},
+                    "compression": _finite(compression(layers)),
+                    "seconds": progress.seconds,
+                }
+                self.run.append(line)
+                bar.write(lines.line(line), file=sys.stdout)
+                sys.stdout.flush()
+                self._save()
+                if self.pending:
+                    raise self._stopped()
+
+    def _epoch(self, steps: int, bar: tqdm[Any], clock: float) -> tuple[float, float]:
+        """The steps that are left of this epoch; returns the last learning rate and KL weight."""
+        train, progress, n_train = self.config.train, self.progress, len(self.data.train)
+        autocast = torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.runtime.precision == "bf16")
+        self.model.train()
+        sums = progress.sums.to(self.device)
+        lr = weight = 0.0
+        for x, y in self.data.train.batches(train.batch_size, self.config.seed, progress.epoch, progress.step):
+            share = (progress.epoch + progress.step / steps) / train.epochs
+            lr = train.lr * schedule.learning_rate_factor(share, train.lr_flat)
+            weight = schedule.kl_weight(share, train.kl_start, train.kl_full)
+            for group in self.optimizer.param_groups:
+                group["lr"] = lr
+            with autocast:
+                logits = self.model(x)
+            divergence = kl(self.model) if weight else torch.zeros((), device=self.device)
+            loss = objective(logits.float(), y, divergence, n_train, weight)
+            if self.device.type == "cpu" and not torch.isfinite(loss):  # elsewhere, asking would stall every step
+                raise self._not_finite(x)
+            self.optimizer.zero_grad()
+            loss.backward()
+            self.optimizer.step()
             with torch.no_grad():
-                divergence = kl(model).item()
-            layers = sparsity(model)
-            progress.seconds += time.perf_counter() - clock
-            progress.epoch, progress.step, progress.sums = progress.epoch + 1, 0, torch.zeros_like(totals)
-            line = {
-                "epoch": progress.epoch,
-                "lr": lr,
-                "kl_weight": weight,
-                "train_loss": totals[0].item() / steps,
-                "kl": divergence,
-                "train_error": 100.0 * totals[1].item() / (steps * train.batch_size),
-                f"{held_out_name}_error": error,
-                "sparsity": {layer.name: layer.sparsity for layer in layers},
-                "compression": _finite(compression(layers)),
-                "seconds": progress.seconds,
-            }
-            run.append(line)
-            bar.write(lines.line(line), file=sys.stdout)
-            sys.stdout.flush()
-            _save(run, model, optimizer, progress, device)
-            if pending:
-                raise _interrupted(run, model, optimizer, progress, pending[0], device)
+                sums += torch.stack([loss.detach(), (logits.argmax(1) != y).sum()])
+            progress.step += 1
+            bar.update()
+            if self.pending and progress.step < steps:
+                progress.sums = sums.cpu()
+                progress.seconds += time.perf_counter() - clock
+                self._save()
+                raise self._stopped()
+        progress.sums = sums.cpu()
+        if not torch.isfinite(progress.sums).all():
+            raise self._not_finite(None)
+        return lr, weight
+
+    def _save(self) -> None:
+        state = {
+            "model": self.model.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "generators": checkpoint.generator_states(self.device),
+            "progress": vars(self.progress),
+        }
+        checkpoint.save(self.run.checkpoint, state)
+
+    def _restore(self) -> None:
+        state = checkpoint.load(self.run.checkpoint)
+        try:
+            self.model.load_state_dict(state["model"])
+            self.optimizer.load_state_dict(state["optimizer"])
+            vars(self.progress).update(state["progress"])
+            checkpoint.restore_generators(state["generators"], self.device)
+        except (KeyError, RuntimeError, ValueError):
+            raise UserError(
+                f"{self.run.checkpoint} does not fit this version of svdo; delete it and repeat the command to train anew"
+            ) from None
+
+    def _stopped(self) -> Interrupted:
+        position = f"epoch {self.progress.epoch + 1}, step {self.progress.step + 1}"
+        return Interrupted(f"stopped; saved before {position}; repeat the command to go on", self.pending[0])
+
+    def _not_finite(self, x: Tensor | None) -> UserError:
+        """Names the first layer whose parameters or, given its input, output are not finite."""
+        place = next((name for name, p in self.model.named_parameters() if not torch.isfinite(p).all()), None)
+        if place is None and x is not None:
+            place = _first_overflow(self.model, x)
+        return UserError(
+            f"the loss is not finite at epoch {self.progress.epoch + 1}, step {self.progress.step + 1} (first seen in"
+            f" {place or 'the loss itself'}); the last good checkpoint is kept; try a smaller train.lr"
+        )
+
+    def _bar(self, steps: int) -> tqdm[Any]:
+        return tqdm(
+            total=self.config.train.epochs * steps,
+            initial=self.progress.epoch * steps + self.progress.step,
+            unit="step",
+            dynamic_ncols=True,
+            leave=False,
+            disable=None if self.config.runtime.progress else True,  # None: shown on a terminal only
+        )
+
+    def _record(self) -> Record:
+        config, data, model = self.config, self.data, self.model
+        layers = sparsity(model)
+        weights, nonzero = sum(layer.weights for layer in layers), sum(layer.nonzero for layer in layers)
+        record: Record = {
+            "schema": 1,
+            "id": config.id,
+            "model": config.model.name,
+            "dataset": config.dataset.name,
+            "method": config.method.name,
+            "seed": config.seed,
+            "config": config.as_dict(),
+            "test": evaluate(model, data.test),
+            "train": evaluate(model, data.train),
+            "layers": [{**vars(layer), "sparsity": layer.sparsity} for layer in layers],
+            "weights": weights,
+            "nonzero": nonzero,
+            "sparsity": 100.0 * (1.0 - nonzero / weights),
+            "compression": _finite(compression(layers)),
+            "epochs": self.progress.epoch,
+            "seconds": round(self.progress.seconds, 3),
+            "provenance": machine.provenance(config.runtime, self.device, self.started),
+        }
+        if data.validation is not None:
+            record["validation"] = evaluate(model, data.validation)
+        if any(noisy_layers(model)):
+            torch.manual_seed(config.seed)
+            record["test_sampled"] = {"samples": SAMPLES, **evaluate(model, data.test, samples=SAMPLES)}
+        return record
 
 
-def _model(config: Config, data: Data) -> nn.Module:
+def _network(config: Config, data: Data) -> nn.Module:
     assert isinstance(config.model, Model)
     assert isinstance(config.method, Method)
     network = build(config.model, data.shape, data.classes, config.seed)
     if config.pretrained:
         _start_from(network, config)
-    if not list(weight_layers(network)):
-        raise UserError(f"model={config.model.name} has no Linear or Conv2d layer")
     model = convert(network, config.method)
     if config.runtime.precision == "bf16_variance":
         for _, layer in noisy_layers(model):
@@ -197,8 +273,7 @@ def _model(config: Config, data: Data) -> nn.Module:
 
 def _start_from(network: nn.Module, config: Config) -> None:
     parent = Run(config.results_dir, config.pretrained)
-    record = parent.result()
-    require(record is not None, f"pretrained={config.pretrained}: no finished run in {parent.folder}")
+    require(parent.result() is not None, f"pretrained={config.pretrained}: no finished run in {parent.folder}")
     require(
         parent.weights.exists(),
         f"pretrained={config.pretrained}: {parent.weights} is missing; delete that run's result.json and train it again",
@@ -210,128 +285,34 @@ def _start_from(network: nn.Module, config: Config) -> None:
         raise UserError(f"pretrained={config.pretrained}: its network is not a {config.model.name} of this shape") from None
 
 
-def _optimizer(model: nn.Module, train: TrainConfig, device: torch.device) -> torch.optim.Optimizer:
+def _optimizer(model: nn.Module, train: TrainConfig) -> torch.optim.Optimizer:
     """Weight decay acts on matrices and filters alone: on a noise parameter it would be a second, unintended prior."""
     noise = {id(p) for module in model.modules() if isinstance(module, Noise) for p in module.parameters()}
     decayed = [p for p in model.parameters() if p.dim() > 1 and id(p) not in noise]
     rest = [p for p in model.parameters() if p.dim() <= 1 or id(p) in noise]
     groups = [{"params": decayed, "weight_decay": train.weight_decay}, {"params": rest, "weight_decay": 0.0}]
-    groups = [group for group in groups if group["params"]]
-    fused = device.type in ("cpu", "cuda")
     if train.optimizer == "sgd":
-        return torch.optim.SGD(groups, train.lr, momentum=train.momentum, fused=fused)
-    return torch.optim.Adam(groups, train.lr, betas=(train.momentum, 0.999), fused=fused)
+        return torch.optim.SGD(groups, train.lr, momentum=train.momentum, fused=True)
+    return torch.optim.Adam(groups, train.lr, betas=(train.momentum, 0.999), fused=True)
 
 
-def _save(run: Run, model: nn.Module, optimizer: torch.optim.Optimizer, progress: Progress, device: torch.device) -> None:
-    state = {
-        "model": model.state_dict(),
-        "optimizer": optimizer.state_dict(),
-        "generators": checkpoint.generator_states(device),
-        "progress": vars(progress),
-    }
-    checkpoint.save(run.checkpoint, state)
+def _first_overflow(model: nn.Module, x: Tensor) -> str | None:
+    found: list[str] = []
 
+    def watch(name: str) -> Any:
+        return lambda _module, _inputs, output: None if torch.isfinite(output).all() else found.append(name)
 
-def _restore(run: Run, model: nn.Module, optimizer: torch.optim.Optimizer, progress: Progress, device: torch.device) -> None:
-    state = checkpoint.load(run.checkpoint)
-    try:
-        model.load_state_dict(state["model"])
-        optimizer.load_state_dict(state["optimizer"])
-        vars(progress).update(state["progress"])
-    except (KeyError, RuntimeError, ValueError):
-        raise UserError(
-            f"{run.checkpoint} does not fit this version of the program; delete it and repeat the command to train anew"
-        ) from None
-    checkpoint.restore_generators(state["generators"], device)
-
-
-def _record(config: Config, data: Data, model: nn.Module, progress: Progress, started: str, device: torch.device) -> Record:
-    layers = sparsity(model)
-    weights, nonzero = sum(layer.weights for layer in layers), sum(layer.nonzero for layer in layers)
-    record: dict[str, Any] = {
-        "schema": 1,
-        "id": config.id,
-        "model": config.model.name,
-        "dataset": config.dataset.name,
-        "method": config.method.name,
-        "seed": config.seed,
-        "config": config.as_dict(),
-        "test": evaluate(model, data.test),
-        "train": evaluate(model, data.train),
-        "layers": [{**vars(layer), "sparsity": layer.sparsity} for layer in layers],
-        "weights": weights,
-        "nonzero": nonzero,
-        "sparsity": 100.0 * (1.0 - nonzero / weights),
-        "compression": _finite(compression(layers)),
-        "epochs": progress.epoch,
-        "seconds": round(progress.seconds, 3),
-        "provenance": {
-            "commit": _commit(),
-            "torch": torch.__version__,
-            "python": platform.python_version(),
-            "device": _device_name(device),
-            "precision": config.runtime.precision,
-            "threads": torch.get_num_threads(),
-            "host_cores": os.cpu_count(),
-            "started": started,
-        },
-    }
-    if data.validation is not None:
-        record["validation"] = evaluate(model, data.validation)
-    if any(noisy_layers(model)):
-        torch.manual_seed(config.seed)
-        record["test_sampled"] = {"samples": SAMPLES, **evaluate(model, data.test, samples=SAMPLES)}
-    return record
-
-
-def _finite(value: float) -> float | None:
-    return value if value < float("inf") else None
-
-
-def _zero(device: torch.device) -> Tensor:
-    return torch.zeros((), device=device)
-
-
-def _not_finite(model: nn.Module, x: Tensor | None, progress: Progress) -> UserError:
-    """Names the first layer whose parameters or output are not finite."""
-    place = next((name for name, p in model.named_parameters() if not torch.isfinite(p).all()), None)
-    if place is None and x is not None:
-        found: list[str] = []
-        hooks = [
-            layer.register_forward_hook(
-                lambda _m, _i, output, name=name: None if torch.isfinite(output).all() else found.append(name)
-            )
-            for name, layer in weight_layers(model)
-        ]
-        with torch.no_grad():
-            model(x)
-        for hook in hooks:
-            hook.remove()
-        place = found[0] if found else None
-    where = f"first seen in {place}" if place else "no single layer to blame"
-    return UserError(
-        f"the loss is not finite at epoch {progress.epoch + 1}, step {progress.step + 1} ({where});"
-        " the last good checkpoint is kept; try a smaller train.lr"
-    )
-
-
-def _interrupted(
-    run: Run,
-    model: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    progress: Progress,
-    number: int,
-    device: torch.device,
-) -> Interrupted:
-    _save(run, model, optimizer, progress, device)
-    position = f"epoch {progress.epoch + 1}, step {progress.step + 1}"
-    return Interrupted(f"stopped; saved before {position}; repeat the command to go on", number)
+    hooks = [layer.register_forward_hook(watch(name)) for name, layer in weight_layers(model)]
+    with torch.no_grad():
+        model(x)
+    for hook in hooks:
+        hook.remove()
+    return found[0] if found else None
 
 
 @contextlib.contextmanager
 def _signals() -> Iterator[list[int]]:
-    """Note the first Ctrl-C or SIGTERM for the loop to act on between two steps; a second Ctrl-C stops at once."""
+    """Note the first Ctrl-C or SIGTERM for the loop to act on between two steps; a second one stops at once."""
     pending: list[int] = []
     previous: dict[signal.Signals, Any] = {}
 
@@ -350,40 +331,8 @@ def _signals() -> Iterator[list[int]]:
             signal.signal(number, handler)
 
 
-def _bar(runtime: RuntimeConfig, total: int, initial: int) -> tqdm[Any]:
-    disable = None if runtime.progress else True  # None: shown on a terminal only
-    return tqdm(total=total, initial=initial, unit="step", dynamic_ncols=True, disable=disable, leave=False)
-
-
-def _device(runtime: RuntimeConfig) -> torch.device:
-    if runtime.device == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(runtime.device)
-        torch.empty(1, device=device)
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        raise UserError(f"runtime.device={runtime.device} cannot be used: {str(error).splitlines()[0]}") from None
-    return device
-
-
-def _device_name(device: torch.device) -> str:
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    return f"{device.type} ({platform.machine()}, {torch.get_num_threads()} threads)"
-
-
-def _commit() -> str:
-    """The checkout's commit, "+" behind it where files differ; empty outside a checkout."""
-    here = Path(__file__).parent
-    git = ["git", "-C", str(here)]
-    try:
-        # An installed copy may lie inside somebody else's checkout: only a tracked file speaks for its commit.
-        subprocess.run([*git, "ls-files", "--error-unmatch", Path(__file__).name], capture_output=True, check=True)
-        head = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True, check=True).stdout.strip()
-        changed = subprocess.run([*git, "status", "--porcelain", "."], capture_output=True, text=True, check=True).stdout
-    except (OSError, subprocess.CalledProcessError):
-        return ""
-    return head + ("+" if changed.strip() else "")
+def _finite(value: float) -> float | None:
+    return value if value < float("inf") else None
 
 
 def _say(text: str) -> None:

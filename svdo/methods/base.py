@@ -72,3 +72,8 @@ def multiply_by_noise(x: Tensor, alpha: Tensor | float) -> Tensor:
     """x o xi, xi ~ N(1, alpha) drawn for every element of ``x``; ``alpha`` broadcasts to ``x``."""
     deviation = math.sqrt(alpha) if isinstance(alpha, float) else alpha.sqrt()
     return x * (1.0 + deviation * torch.randn_like(x))
+
+
+def at_most_one(log_alpha: Tensor) -> Tensor:
+    """log alpha with alpha > 1 taken as 1; the slope stays 1 there (clamp's own slope at its bound depends on the torch)."""
+    return log_alpha - log_alpha.detach().clamp_min(0.0)

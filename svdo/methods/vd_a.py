@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from ..config import UserError
 from ..divergence import cubic_kl
 from ..layers import Noise, NoisyLayer
-from .base import DropoutMethod, method, multiply_by_noise, rate_to_log_alpha
+from .base import DropoutMethod, at_most_one, method, multiply_by_noise, rate_to_log_alpha
 
 SHARING = ("layer", "unit")
 
@@ -32,6 +32,7 @@ class VariationalInputNoise(Noise):
         self.groups = getattr(layer, "groups", 1)
         self.units = layer.weight.shape[1] * self.groups
         self.kl_scale = kl_scale
+        self.convolution = layer.weight.dim() == 4
         start = min(rate_to_log_alpha(rate), 0.0)
         self.raw_log_alpha = nn.Parameter(torch.full((self.units if sharing == "unit" else 1,), start))
 
@@ -40,13 +41,13 @@ class VariationalInputNoise(Noise):
         self.raw_log_alpha.clamp_(max=0.0)
 
     def perturb(self, x: Tensor) -> Tensor:
-        """x o xi; ``x`` has its units in dimension 1 if it is 4-dimensional, else in the last."""
+        """x o xi; the units are the third dimension from the end for a convolution, else the last."""
         alpha = self.raw_log_alpha.exp()
-        return multiply_by_noise(x, alpha.view(1, -1, 1, 1) if x.dim() == 4 else alpha)
+        return multiply_by_noise(x, alpha.view(-1, 1, 1) if self.convolution else alpha)
 
     def kl(self, weight: Tensor) -> Tensor:
         """One cubic KL term per input unit; alphas above 1 count as 1."""
-        return self.kl_scale * cubic_kl(self.raw_log_alpha.clamp(max=0.0)).expand(self.units).sum()
+        return self.kl_scale * cubic_kl(at_most_one(self.raw_log_alpha)).expand(self.units).sum()
 
     def log_alpha(self, weight: Tensor) -> Tensor:
         """log alpha of the input unit that each weight multiplies."""

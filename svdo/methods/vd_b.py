@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from ..config import UserError
 from ..divergence import cubic_kl
 from ..layers import Noise, NoisyLayer
-from .base import DropoutMethod, method, rate_to_log_alpha
+from .base import DropoutMethod, at_most_one, method, rate_to_log_alpha
 
 SHARING = ("layer", "unit", "weight")
 
@@ -28,7 +28,7 @@ class VariationalWeightNoise(Noise):
         weight = layer.weight
         shapes = {
             "layer": (1,) * weight.dim(),
-            "unit": (1, weight.shape[1]) + (1,) * (weight.dim() - 2),
+            "unit": (getattr(layer, "groups", 1), weight.shape[1]) + (1,) * (weight.dim() - 2),
             "weight": tuple(weight.shape),
         }
         self.raw_log_alpha = nn.Parameter(torch.full(shapes[sharing], min(rate_to_log_alpha(rate), 0.0)))
@@ -39,16 +39,21 @@ class VariationalWeightNoise(Noise):
 
     def posterior(self, weight: Tensor) -> tuple[Tensor, Tensor]:
         """theta and alpha theta^2."""
-        return weight, self.raw_log_alpha.exp() * weight.square()
+        return weight, self._spread(self.raw_log_alpha, weight).exp() * weight.square()
 
     def kl(self, weight: Tensor) -> Tensor:
         """One cubic KL term per weight; alphas above 1 count as 1."""
         terms_per_alpha = weight.numel() // self.raw_log_alpha.numel()
-        return cubic_kl(self.raw_log_alpha.clamp(max=0.0)).sum() * terms_per_alpha
+        return cubic_kl(at_most_one(self.raw_log_alpha)).sum() * terms_per_alpha
 
     def log_alpha(self, weight: Tensor) -> Tensor:
         """log alpha, broadcastable to ``weight``."""
-        return self.raw_log_alpha.clamp(max=0.0)
+        return self._spread(self.raw_log_alpha.clamp(max=0.0), weight)
+
+    @staticmethod
+    def _spread(raw: Tensor, weight: Tensor) -> Tensor:
+        # One alpha per input unit: a grouped convolution's rows belong to their own group's units.
+        return raw if raw.shape[0] in (1, weight.shape[0]) else raw.repeat_interleave(weight.shape[0] // raw.shape[0], dim=0)
 
 
 @method

@@ -1,0 +1,60 @@
+"""What a run is computed on: the device, its name, and where the numbers of a record come from."""
+
+from __future__ import annotations
+
+import os
+import platform
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from .config import RuntimeConfig, UserError
+
+
+def device(runtime: RuntimeConfig) -> torch.device:
+    """The device that ``runtime`` names; raises ``UserError`` where it cannot be used."""
+    if runtime.device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        chosen = torch.device(runtime.device)
+        torch.empty(1, device=chosen)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise UserError(f"runtime.device={runtime.device} cannot be used: {str(error).splitlines()[0]}") from None
+    return chosen
+
+
+def device_name(device: torch.device) -> str:
+    """The device in words."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"{device.type} ({platform.machine()}, {torch.get_num_threads()} threads)"
+
+
+def provenance(runtime: RuntimeConfig, device: torch.device, started: str) -> dict[str, Any]:
+    """What a record says of its origin; ``started`` is a UTC time in ISO format."""
+    return {
+        "commit": _commit(),
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+        "device": device_name(device),
+        "precision": runtime.precision,
+        "threads": torch.get_num_threads(),
+        "host_cores": os.cpu_count(),
+        "started": started,
+    }
+
+
+def _commit() -> str:
+    """The checkout's commit, "+" behind it where the package's files differ from it; empty outside a checkout."""
+    here = Path(__file__).parent
+    git = ["git", "-C", str(here)]
+    try:
+        # An installed copy may lie inside somebody else's checkout: only a tracked file speaks for its commit.
+        subprocess.run([*git, "ls-files", "--error-unmatch", Path(__file__).name], capture_output=True, check=True)
+        head = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True, check=True).stdout.strip()
+        changed = subprocess.run([*git, "status", "--porcelain", "."], capture_output=True, text=True, check=True).stdout
+    except (OSError, subprocess.CalledProcessError):
+        return ""
+    return head + ("+" if changed.strip() else "")
