@@ -8,7 +8,7 @@ STAMP := $(VENV)/installed-$(shell cat pyproject.toml | cksum | cut -d' ' -f1)-$
 BIN := $(VENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-slow lint reproduce wheel clean
+.PHONY: help bench demo test test-slow lint reproduce wheel clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -20,6 +20,9 @@ $(STAMP): pyproject.toml
 	@$(PYTHON) -m pip --python $(BIN)/python install --quiet --disable-pip-version-check -e '.[dev,joblib,plot]'
 	@rm -f $(VENV)/installed-*
 	@touch $@
+
+bench: $(STAMP)  ## time training steps and the data feed; writes results/benchmarks/
+	$(BIN)/python scripts/bench.py
 
 demo: $(STAMP)  ## train LeNet-5 with Sparse VD on MNIST, the short way
 	$(BIN)/svdo-run model=lenet5 method=sparsevd train=fast

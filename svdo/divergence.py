@@ -50,36 +50,31 @@ def cubic_kl(log_alpha: Tensor) -> Tensor:
 class _AdditiveKL(torch.autograd.Function):
     """Sum of ``sigmoid_kl(log_alpha(theta, log_sigma2))`` with its gradient in closed form.
 
-    softplus and log1p are by far the dearest elementwise operations of a CPU step; since 1/(1 + alpha) is
-    theta^2 / (theta^2 + sigma^2), neither value nor gradient needs them.
+    softplus and log1p are by far the dearest elementwise operations of a CPU step, and neither is needed: with s the logistic
+    function, 1/2 log(1 + 1/alpha) = -1/2 log s(log alpha), whose derivative by log alpha is -1/2 s(-log alpha).
     """
 
     @staticmethod
-    def forward(ctx: FunctionCtx, theta: Tensor, log_sigma2: Tensor, sigma2: Tensor) -> Tensor:
+    def forward(ctx: FunctionCtx, theta: Tensor, log_sigma2: Tensor) -> Tensor:
         theta2 = theta.square().add_(EPS)
-        total = theta2 + sigma2
-        falling = torch.log(theta2).sub_(log_sigma2).mul_(K3).sub_(K2).sigmoid_()  # sigmoid(-(k2 + k3 log alpha))
-        # One pass for sum(K1 falling + (log total - log sigma2) / 2), in the order that rounds least.
-        value = K1 * falling.sum() + 0.5 * torch.log(total).sub_(log_sigma2).sum()
-        by_log_alpha = theta2.div(total).mul_(-0.5)
-        by_log_alpha.addcmul_(falling, 1.0 - falling, value=-K1 * K3)
+        log_alpha = torch.sub(log_sigma2, torch.log(theta2))
+        falling = torch.sub(-K2, log_alpha, alpha=K3).sigmoid_()  # s(-(k2 + k3 log alpha))
+        by_log_alpha = log_alpha.neg().sigmoid_()
+        value = K1 * falling.sum() - 0.5 * log_alpha.sigmoid_().log_().sum()
+        by_log_alpha.mul_(-0.5).add_(falling.addcmul_(falling, falling, value=-1.0), alpha=-K1 * K3)
         ctx.save_for_backward(by_log_alpha, theta, theta2)
         return value
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: FunctionCtx, *grad_outputs: Tensor) -> tuple[Tensor, Tensor, None]:
+    def backward(ctx: FunctionCtx, *grad_outputs: Tensor) -> tuple[Tensor, Tensor]:
         by_log_alpha, theta, theta2 = ctx.saved_tensors  # type: ignore[attr-defined]
         by_log_sigma2 = by_log_alpha * grad_outputs[0]
         # d log alpha / d theta = -2 theta / (theta^2 + eps): exactly 0, not 0/0, at theta = 0.
-        return (by_log_sigma2 * theta).div_(theta2).mul_(-2.0), by_log_sigma2, None
+        return (by_log_sigma2 * theta).div_(theta2).mul_(-2.0), by_log_sigma2
 
 
-def additive_kl(theta: Tensor, log_sigma2: Tensor, sigma2: Tensor | None = None) -> Tensor:
-    """Sum over all weights of the 2017 KL of N(theta, sigma^2), a scalar; fast, and safe at theta = 0.
-
-    ``sigma2`` may hold ``exp(log_sigma2)`` where the caller has it already; it receives no gradient through the KL.
-    """
-    sigma2 = torch.exp(log_sigma2) if sigma2 is None else sigma2
-    total: Tensor = _AdditiveKL.apply(theta, log_sigma2, sigma2.detach())
+def additive_kl(theta: Tensor, log_sigma2: Tensor) -> Tensor:
+    """Sum over all weights of the 2017 KL of N(theta, sigma^2), a scalar; fast, and safe at theta = 0."""
+    total: Tensor = _AdditiveKL.apply(theta, log_sigma2)
     return total

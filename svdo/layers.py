@@ -12,14 +12,14 @@ For convolutions the second form treats output positions as independent, the mea
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.autograd.function import FunctionCtx
+from torch.autograd.function import FunctionCtx, once_differentiable
 
 # Under the square root: the variance path may return tiny negatives, and d sqrt / dx is infinite at 0.
 VARIANCE_FLOOR = 1e-8
@@ -56,28 +56,38 @@ class Noise(nn.Module):
         """Bring parameters back into their domain; called before each noisy pass, without gradient."""
 
 
+def drawn_like(x: Tensor, fill: Callable[[Tensor], Tensor]) -> Tensor:
+    """A tensor of ``x``'s shape and memory format filled with random numbers by ``fill``, in place and in memory order.
+
+    Filling a channels_last tensor in logical order, as ``randn_like`` and ``dropout`` do, is many times slower on CPUs.
+    """
+    drawn = torch.empty_like(x)
+    channels_last = x.dim() == 4 and not drawn.is_contiguous()
+    fill(drawn.permute(0, 2, 3, 1) if channels_last else drawn)
+    return drawn
+
+
 class _AddNoise(torch.autograd.Function):
-    """mean + sqrt(variance) o zeta, keeping for backward one tensor instead of the graph of the square root."""
+    """mean + sqrt(variance) o zeta, in place of both arguments, which must be fresh results of a product.
+
+    It keeps one tensor for backward instead of the graph of the square root. Fresh memory is what these operations wait for,
+    and neither product needs its result for its own backward pass.
+    """
 
     @staticmethod
     def forward(ctx: FunctionCtx, mean: Tensor, variance: Tensor) -> Tensor:
-        deviation = variance.clamp_min(0.0).add_(VARIANCE_FLOOR).sqrt_()
-        zeta = _standard_normal_like(mean)
-        ctx.save_for_backward(zeta.div(deviation).mul_(0.5))
-        return torch.addcmul(mean, deviation, zeta)
+        deviation = variance.clamp_min_(0.0).add_(VARIANCE_FLOOR).sqrt_()
+        zeta = drawn_like(mean, Tensor.normal_)
+        mean.addcmul_(deviation, zeta)
+        ctx.mark_dirty(mean)
+        ctx.save_for_backward(zeta.div_(deviation).mul_(0.5))
+        return mean
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: FunctionCtx, *grad_outputs: Tensor) -> tuple[Tensor, Tensor]:
         (half_zeta_over_deviation,) = ctx.saved_tensors  # type: ignore[attr-defined]
         return grad_outputs[0], grad_outputs[0] * half_zeta_over_deviation
-
-
-def _standard_normal_like(x: Tensor) -> Tensor:
-    """Drawn in memory order: filling a channels_last tensor in logical order is several times slower."""
-    zeta = torch.empty_like(x)
-    channels_last = zeta.dim() == 4 and not zeta.is_contiguous()
-    (zeta.permute(0, 2, 3, 1) if channels_last else zeta).normal_()
-    return zeta
 
 
 class NoisyLayer(nn.Module):

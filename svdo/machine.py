@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 import os
 import platform
 import subprocess
@@ -11,6 +13,8 @@ from typing import Any
 import torch
 
 from .config import RuntimeConfig, UserError
+
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
 
 
 def device(runtime: RuntimeConfig) -> torch.device:
@@ -23,6 +27,14 @@ def device(runtime: RuntimeConfig) -> torch.device:
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         raise UserError(f"runtime.device={runtime.device} cannot be used: {str(error).splitlines()[0]}") from None
     return chosen
+
+
+def keep_freed_memory() -> None:
+    """Let glibc keep what this process frees: handing megabytes back and asking anew costs a CPU step up to a fifth."""
+    with contextlib.suppress(OSError, AttributeError):
+        libc = ctypes.CDLL(None)
+        libc.mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
+        libc.mallopt(M_MMAP_THRESHOLD, 2**30)
 
 
 def device_name(device: torch.device) -> str:

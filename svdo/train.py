@@ -34,11 +34,25 @@ SAMPLES = 10  # noisy passes in the sampled evaluation of a record
 
 
 class Interrupted(KeyboardInterrupt):
-    """Ctrl-C or SIGTERM, after everything was saved."""
+    """Ctrl-C or SIGTERM, with everything saved that can be."""
 
-    def __init__(self, message: str, signal_number: int) -> None:
-        super().__init__(message)
-        self.message, self.signal_number = message, signal_number
+    def __init__(self, signal_number: int, saved: str = "") -> None:
+        self.message, self.signal_number = f"stopped{saved}; repeat the command to go on", signal_number
+        super().__init__(self.message)
+
+
+@dataclass
+class Stop:
+    """Ctrl-C or SIGTERM: raised at once, but while steps are computed only noted, so that the loop can save first."""
+
+    deferred: bool = False
+    number: int = 0
+
+    def note(self, number: int, frame: FrameType | None) -> None:
+        """The signal handler; a second signal does not wait either."""
+        if not self.deferred or self.number:
+            raise Interrupted(number)
+        self.number = number
 
 
 @dataclass
@@ -64,8 +78,8 @@ def execute(config: Config) -> tuple[str, Record]:
         with run.open(waiting=_say):
             record = run.result()  # another process may have finished it while this one waited
             if record is None:
-                with _signals() as pending:
-                    return "done", Training(config, run, pending).finish()
+                with _signals() as stop:
+                    return "done", Training(config, run, stop).finish()
     _say(f"{run.id} is done: {run.folder}\n\n{console.layer_table(record)}")
     return "skipped", record
 
@@ -73,12 +87,13 @@ def execute(config: Config) -> tuple[str, Record]:
 class Training:
     """One run in this process: its data, network, optimizer and progress, as far as its checkpoint had come."""
 
-    def __init__(self, config: Config, run: Run, pending: list[int]) -> None:
-        self.config, self.run, self.pending = config, run, pending
+    def __init__(self, config: Config, run: Run, stop: Stop) -> None:
+        self.config, self.run, self.stop = config, run, stop
         self.started = datetime.now(timezone.utc).isoformat(timespec="seconds")
         self.device = machine.device(config.runtime)
         if config.runtime.threads:
             torch.set_num_threads(config.runtime.threads)
+        machine.keep_freed_memory()
         torch.set_flush_denormal(True)  # removed weights shrink to denormals, which CPUs multiply many times slower
         images = load(config.dataset.name, Path(config.data_dir).expanduser(), config.runtime.progress)
         self.data = prepare(config.dataset, images, self.device)
@@ -120,7 +135,8 @@ class Training:
         with self._bar(steps) as bar:
             while progress.epoch < train.epochs:
                 clock = time.perf_counter()
-                lr, weight = self._epoch(steps, bar, clock)
+                self._epoch(steps, bar, clock)
+                lr, weight = self._rates(progress.epoch, steps - 1, steps)
                 error = evaluate(self.model, held_out)["error"]
                 with torch.no_grad():
                     divergence = kl(self.model).item()
@@ -143,20 +159,16 @@ class Training:
                 bar.write(lines.line(line), file=sys.stdout)
                 sys.stdout.flush()
                 self._save()
-                if self.pending:
-                    raise self._stopped()
 
-    def _epoch(self, steps: int, bar: tqdm[Any], clock: float) -> tuple[float, float]:
-        """The steps that are left of this epoch; returns the last learning rate and KL weight."""
+    def _epoch(self, steps: int, bar: tqdm[Any], clock: float) -> None:
+        """The steps that are left of this epoch."""
         train, progress, n_train = self.config.train, self.progress, len(self.data.train)
         autocast = torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.runtime.precision == "bf16")
         self.model.train()
         sums = progress.sums.to(self.device)
-        lr = weight = 0.0
+        self.stop.deferred = True
         for x, y in self.data.train.batches(train.batch_size, self.config.seed, progress.epoch, progress.step):
-            share = (progress.epoch + progress.step / steps) / train.epochs
-            lr = train.lr * schedule.learning_rate_factor(share, train.lr_flat)
-            weight = schedule.kl_weight(share, train.kl_start, train.kl_full)
+            lr, weight = self._rates(progress.epoch, progress.step, steps)
             for group in self.optimizer.param_groups:
                 group["lr"] = lr
             with autocast:
@@ -172,15 +184,22 @@ class Training:
                 sums += torch.stack([loss.detach(), (logits.argmax(1) != y).sum()])
             progress.step += 1
             bar.update()
-            if self.pending and progress.step < steps:
+            if self.stop.number:
                 progress.sums = sums.cpu()
                 progress.seconds += time.perf_counter() - clock
                 self._save()
-                raise self._stopped()
+                raise Interrupted(self.stop.number, f" and saved after epoch {progress.epoch + 1}, step {progress.step}")
+        self.stop.deferred = False
         progress.sums = sums.cpu()
         if not torch.isfinite(progress.sums).all():
             raise self._not_finite(None)
-        return lr, weight
+
+    def _rates(self, epoch: int, step: int, steps: int) -> tuple[float, float]:
+        """Learning rate and KL weight of one step."""
+        train = self.config.train
+        share = (epoch + step / steps) / train.epochs
+        lr = train.lr * schedule.learning_rate_factor(share, train.lr_flat)
+        return lr, schedule.kl_weight(share, train.kl_start, train.kl_full)
 
     def _save(self) -> None:
         state = {
@@ -202,10 +221,6 @@ class Training:
             raise UserError(
                 f"{self.run.checkpoint} does not fit this version of svdo; delete it and repeat the command to train anew"
             ) from None
-
-    def _stopped(self) -> Interrupted:
-        position = f"epoch {self.progress.epoch + 1}, step {self.progress.step + 1}"
-        return Interrupted(f"stopped; saved before {position}; repeat the command to go on", self.pending[0])
 
     def _not_finite(self, x: Tensor | None) -> UserError:
         """Names the first layer whose parameters or, given its input, output are not finite."""
@@ -288,9 +303,9 @@ def _start_from(network: nn.Module, config: Config) -> None:
 def _optimizer(model: nn.Module, train: TrainConfig) -> torch.optim.Optimizer:
     """Weight decay acts on matrices and filters alone: on a noise parameter it would be a second, unintended prior."""
     noise = {id(p) for module in model.modules() if isinstance(module, Noise) for p in module.parameters()}
-    decayed = [p for p in model.parameters() if p.dim() > 1 and id(p) not in noise]
-    rest = [p for p in model.parameters() if p.dim() <= 1 or id(p) in noise]
-    groups = [{"params": decayed, "weight_decay": train.weight_decay}, {"params": rest, "weight_decay": 0.0}]
+    decayed = [p for p in model.parameters() if train.weight_decay and p.dim() > 1 and id(p) not in noise]
+    rest = [p for p in model.parameters() if not train.weight_decay or p.dim() <= 1 or id(p) in noise]
+    groups = [{"params": rest}, {"params": decayed, "weight_decay": train.weight_decay}]
     if train.optimizer == "sgd":
         return torch.optim.SGD(groups, train.lr, momentum=train.momentum, fused=True)
     return torch.optim.Adam(groups, train.lr, betas=(train.momentum, 0.999), fused=True)
@@ -311,21 +326,13 @@ def _first_overflow(model: nn.Module, x: Tensor) -> str | None:
 
 
 @contextlib.contextmanager
-def _signals() -> Iterator[list[int]]:
-    """Note the first Ctrl-C or SIGTERM for the loop to act on between two steps; a second one stops at once."""
-    pending: list[int] = []
-    previous: dict[signal.Signals, Any] = {}
-
-    def note(number: int, frame: FrameType | None) -> None:
-        pending.append(number)
-        for signal_number, handler in previous.items():
-            signal.signal(signal_number, handler)
-
+def _signals() -> Iterator[Stop]:
+    stop, previous = Stop(), {}
     with contextlib.suppress(ValueError):  # not the main thread: there is no handler to set
         for number in (signal.SIGINT, signal.SIGTERM):
-            previous[number] = signal.signal(number, note)
+            previous[number] = signal.signal(number, stop.note)
     try:
-        yield pending
+        yield stop
     finally:
         for number, handler in previous.items():
             signal.signal(number, handler)

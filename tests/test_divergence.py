@@ -160,11 +160,6 @@ def test_additive_kl_is_the_sum_of_the_terms_in_float32() -> None:
     assert additive_kl(theta, log_sigma2).item() == pytest.approx(reference, rel=1e-5)
 
 
-def test_additive_kl_takes_a_variance_computed_before() -> None:
-    theta, log_sigma2 = weights(101)
-    assert additive_kl(theta, log_sigma2, log_sigma2.exp()) == additive_kl(theta, log_sigma2)
-
-
 @pytest.mark.parametrize("start", [-10.0, -9.73, -7.31, -3.3, 0.7])
 def test_float32_kl_of_a_removed_layer_is_0_to_within_rounding_and_never_negative(start: float) -> None:
     log_sigma2 = torch.full((10_000,), start)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ..config import Choice, UserError, check_rates
-from ..layers import Noise, NoisyLayer
+from ..layers import Noise, NoisyLayer, drawn_like
 
 METHODS: dict[str, type[Method]] = {}
 
@@ -71,7 +71,7 @@ def rate_to_log_alpha(rate: float) -> float:
 def multiply_by_noise(x: Tensor, alpha: Tensor | float) -> Tensor:
     """x o xi, xi ~ N(1, alpha) drawn for every element of ``x``; ``alpha`` broadcasts to ``x``."""
     deviation = math.sqrt(alpha) if isinstance(alpha, float) else alpha.sqrt()
-    return x * (1.0 + deviation * torch.randn_like(x))
+    return x * (1.0 + deviation * drawn_like(x, Tensor.normal_))
 
 
 def at_most_one(log_alpha: Tensor) -> Tensor:

@@ -9,9 +9,8 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from torch import Tensor
-from torch.nn.functional import dropout
 
-from ..layers import Noise, NoisyLayer
+from ..layers import Noise, NoisyLayer, drawn_like
 from .base import DropoutMethod, method
 
 
@@ -24,7 +23,8 @@ class BinaryNoise(Noise):
 
     def perturb(self, x: Tensor) -> Tensor:
         """x o xi."""
-        return dropout(x, self.rate, training=True)
+        keep = 1.0 - self.rate
+        return x * drawn_like(x, lambda xi: xi.bernoulli_(keep).div_(keep))
 
 
 @method

@@ -40,7 +40,8 @@ class AdditiveNoise(Noise):
         sigma2 = self.log_sigma2.exp()
         if not self.train_clip:
             return weight, sigma2
-        kept = sigma2.detach() < math.exp(self.threshold) * weight.detach().square()
+        with torch.no_grad():  # log alpha < threshold, without a logarithm
+            kept = torch.addcmul(sigma2, weight, weight, value=-math.exp(self.threshold)).lt_(0.0)
         return weight * kept, sigma2 * kept if weight.dim() == 4 else sigma2
 
     def kl(self, weight: Tensor) -> Tensor:
