@@ -213,8 +213,8 @@ def main() -> None:
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     notes = [
         f"torch {torch.__version__}, {machine.device_name(device)}, batch {BATCH}, {arguments.rounds} rounds, peak memory of"
-        f" the whole benchmark {peak:.0f} MiB. x dense: over the dense step in torch's default settings. x limit: over twice the"
-        " products alone, which is what a mean and a variance path must compute. dense+ has what the noisy steps have too:"
+        f" the whole benchmark {peak:.0f} MiB. x dense: over the dense step in torch's default settings. x limit: over twice"
+        " the products alone, which is what a mean and a variance path must compute. dense+ has what the noisy steps have too:"
         " channels_last and fused Adam.",
         *dict.fromkeys(filter(None, warnings)),
     ]

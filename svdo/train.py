@@ -305,7 +305,7 @@ def _optimizer(model: nn.Module, train: TrainConfig) -> torch.optim.Optimizer:
     noise = {id(p) for module in model.modules() if isinstance(module, Noise) for p in module.parameters()}
     decayed = [p for p in model.parameters() if train.weight_decay and p.dim() > 1 and id(p) not in noise]
     rest = [p for p in model.parameters() if not train.weight_decay or p.dim() <= 1 or id(p) in noise]
-    groups = [{"params": rest}, {"params": decayed, "weight_decay": train.weight_decay}]
+    groups: list[dict[str, Any]] = [{"params": rest}, {"params": decayed, "weight_decay": train.weight_decay}]
     if train.optimizer == "sgd":
         return torch.optim.SGD(groups, train.lr, momentum=train.momentum, fused=True)
     return torch.optim.Adam(groups, train.lr, betas=(train.momentum, 0.999), fused=True)

@@ -7,7 +7,6 @@ from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from typing import ClassVar, TypeVar
 
-import torch
 from torch import Tensor
 
 from ..config import Choice, UserError, check_rates
