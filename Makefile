@@ -40,6 +40,7 @@ reproduce: $(STAMP)  ## plan, train what is missing, render and check a table: R
 	$(BIN)/svdo-report plan $(REPORT)
 	$(BIN)/svdo-report run $(REPORT)
 	$(BIN)/svdo-report render $(REPORT)
+	$(BIN)/python scripts/update_readme.py
 	$(BIN)/svdo-report check $(REPORT)
 
 wheel: $(STAMP)  ## build dist/*.whl

@@ -25,7 +25,6 @@ from .config import Config, UserError
 from .runs import Run
 
 OUTCOME = "outcome.json"
-_failures: list[int] = []  # of a multirun: one exit status for each failed job
 
 
 def main() -> None:
@@ -33,8 +32,6 @@ def main() -> None:
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then raises instead of printing a traceback of its own
     with exit_status():
         _hydra_main()
-        if _failures:
-            sys.exit(2 if all(status == 2 for status in _failures) else 1)
 
 
 @contextlib.contextmanager
@@ -115,7 +112,8 @@ class Summary(Callback):
         if outcomes:
             records = [Run(o["results_dir"], o["id"]).result() if o["id"] else None for o in outcomes]
             print(f"\n{console.sweep_table(outcomes, records)}", flush=True)
-            _failures.extend(o["exit"] for o in outcomes if o["exit"])
+            if failures := [o["exit"] for o in outcomes if o["exit"]]:
+                sys.exit(2 if all(status == 2 for status in failures) else 1)
 
 
 if __name__ == "__main__":

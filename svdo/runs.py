@@ -40,7 +40,7 @@ class Run:
         """The record, or None while the run is not done; raises ``UserError`` where the file is damaged."""
         try:
             record: Record = json.loads(self._result.read_text("utf-8"))
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
             return None
         except (OSError, ValueError) as error:
             raise UserError(f"{self._result} cannot be read ({error}); restore it, or delete it to train anew") from None

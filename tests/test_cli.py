@@ -1,0 +1,169 @@
+"""The command line as a user meets it: real processes, real folders."""
+
+import json
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import SMALL, Command
+
+from svdo.compose import compose
+
+QUICK = [*SMALL, "train.epochs=1", "dataset.subset=200"]
+
+
+def run_folder(tmp_path: Path) -> Path:
+    (folder,) = (tmp_path / "results" / "runs").iterdir()
+    return folder
+
+
+def test_a_run_prints_its_layers_and_leaves_one_record_and_nothing_else(svdo_run: Command, tmp_path: Path) -> None:
+    done = svdo_run(*SMALL)
+    assert done.returncode == 0, done.stderr
+    assert "N = 2000" in done.stdout
+    assert "fc4" in done.stdout.splitlines()[-6]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["results"]
+    folder = run_folder(tmp_path)
+    assert folder.name == compose(SMALL).id
+    assert {path.name for path in folder.iterdir()} == {"result.json", "metrics.jsonl", "weights.pt", "lock"}
+    record = json.loads((folder / "result.json").read_text())
+    assert record["schema"] == 1
+    assert record["id"] == folder.name
+    assert (record["model"], record["dataset"], record["method"], record["seed"]) == ("mlp", "mnist", "sparsevd", 0)
+    assert record["config"]["train"]["epochs"] == record["epochs"] == 3
+    assert set(record["test"]) == {"error", "nll", "ece", "brier"}
+    assert all(math.isfinite(value) for part in ("test", "train", "test_sampled") for value in record[part].values())
+    assert [layer["name"] for layer in record["layers"]] == ["fc1", "fc2", "fc3", "fc4"]
+    assert record["weights"] == sum(layer["weights"] for layer in record["layers"]) == 784 * 16 + 2 * 16 * 16 + 160
+    assert record["nonzero"] == sum(layer["nonzero"] for layer in record["layers"])
+    assert record["compression"] == pytest.approx(record["weights"] / record["nonzero"])
+    assert record["sparsity"] == pytest.approx(100 * (1 - record["nonzero"] / record["weights"]))
+    assert {"commit", "torch", "device", "host_cores", "started"} <= set(record["provenance"])
+    assert str(tmp_path) not in json.dumps(record)
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    assert [line["epoch"] for line in lines] == [1, 2, 3]
+    keys = {"epoch", "lr", "kl_weight", "train_loss", "kl", "train_error", "test_error", "sparsity", "compression", "seconds"}
+    assert all(set(line) == keys for line in lines)
+    assert lines[-1]["test_error"] == record["test"]["error"]
+
+    before = (folder / "result.json").read_bytes()
+    again = svdo_run(*SMALL)
+    assert again.returncode == 0
+    assert "is done" in again.stdout
+    assert (folder / "result.json").read_bytes() == before
+
+
+MISTAKES = {
+    "metod=sparsevd": "did you mean method",
+    "+method.x=1": "method.x",
+    "+speed=1": "speed",
+    "method=sparsvd": "sparsevd",
+    "model.k=2": "model.k",
+    "train.epochs=-1": "at least 0",
+    "train.epochs=ten": "ten",
+    "train.epoch=3": "did you mean train.epochs",
+    "train.batch_size=1000": "200 training images",
+    "dataset.normalization=x": "pixel_mean, standard, zca, none",
+    "results_dir=occupied": "results_dir",
+    "pretrained=nothing": "nothing",
+    "~seed": "seed is missing",
+    "runtime.device=nonsense": "runtime.device=nonsense",
+}
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_a_mistake_gets_one_line_and_status_2(svdo_run: Command, tmp_path: Path, mistake: str) -> None:
+    (tmp_path / "occupied").write_text("a file, not a folder")
+    done = svdo_run(*QUICK, mistake)
+    assert done.returncode == 2, done.stderr
+    assert len(done.stderr.splitlines()) == 1, done.stderr
+    assert MISTAKES[mistake] in done.stderr
+    assert "Traceback" not in done.stdout + done.stderr
+
+
+def test_damaged_files_are_named_and_nothing_is_overwritten(svdo_run: Command, tmp_path: Path) -> None:
+    def refused(*arguments: str) -> str:
+        before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file() and path.name != "lock"}
+        done = svdo_run(*arguments)
+        assert done.returncode == 2, done.stderr
+        assert len(done.stderr.splitlines()) == 1, done.stderr
+        assert {path: path.read_bytes() for path in before} == before
+        return done.stderr
+
+    run = tmp_path / "results" / "runs" / compose(QUICK).id
+    run.mkdir(parents=True)
+    (run / "checkpoint.pt").write_bytes(b"not a checkpoint")
+    assert "checkpoint.pt is damaged" in refused(*QUICK)
+    (run / "result.json").write_text('{"schema": 1, "id"')
+    assert "result.json cannot be read" in refused(*QUICK)
+    stored = {field: np.zeros(9, np.uint8) for field in ("train_images", "train_labels", "test_images", "test_labels")}
+    np.savez(tmp_path / "fashion_mnist.npz", **stored)
+    data = tmp_path / "fashion_mnist.npz"
+    data.write_bytes(data.read_bytes()[:-100])
+    assert "fashion_mnist.npz is damaged" in refused(*QUICK, "dataset=fashion_mnist", f"data_dir={tmp_path}")
+
+
+def test_a_flipped_byte_in_a_checkpoint_is_noticed(tmp_path: Path) -> None:
+    import torch
+
+    from svdo import UserError, checkpoint
+
+    path = tmp_path / "checkpoint.pt"
+    checkpoint.save(path, {"x": torch.arange(1000.0)})
+    assert torch.equal(checkpoint.load(path)["x"], torch.arange(1000.0))
+    content = bytearray(path.read_bytes())
+    place = content.find(torch.arange(1000.0).numpy().tobytes()[400:440])
+    content[place] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(UserError, match="is damaged"):
+        checkpoint.load(path)
+    path.write_bytes(content[: len(content) // 2])
+    with pytest.raises(UserError, match="is damaged"):
+        checkpoint.load(path)
+
+
+def test_no_epochs_means_the_untrained_network(svdo_run: Command, tmp_path: Path) -> None:
+    done = svdo_run(*QUICK, "train.epochs=0")
+    assert done.returncode == 0, done.stderr
+    record = json.loads((run_folder(tmp_path) / "result.json").read_text())
+    assert record["epochs"] == 0
+    assert record["test"]["error"] > 50
+
+
+def test_a_sweep_ends_with_one_table_and_repeating_it_trains_nothing(svdo_run: Command, tmp_path: Path) -> None:
+    sweep = ["-m", *QUICK, "method=binary,sparsevd", "model.width=8,16"]
+    done = svdo_run(*sweep)
+    assert done.returncode == 0, done.stderr
+    table = done.stdout[done.stdout.rindex("model.width ") :]
+    assert [line.split()[:2] for line in table.splitlines()[2:6]] == [
+        ["8", "binary"],
+        ["16", "binary"],
+        ["8", "sparsevd"],
+        ["16", "sparsevd"],
+    ]
+    assert "4 done, 0 skipped, 0 failed" in table
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["results"]
+    assert sorted(path.name for path in (tmp_path / "results").iterdir()) == ["runs"]
+    records = {path: path.read_bytes() for path in tmp_path.rglob("result.json")}
+    assert len(records) == 4
+    again = svdo_run(*sweep)
+    assert "0 done, 4 skipped, 0 failed" in again.stdout
+    assert {path: path.read_bytes() for path in tmp_path.rglob("result.json")} == records
+
+
+def test_a_failed_job_stops_no_other_and_fails_the_sweep(svdo_run: Command, tmp_path: Path) -> None:
+    done = svdo_run("-m", *QUICK, "train.batch_size=20,5000,50")
+    assert done.returncode == 2
+    assert "2 done, 0 skipped, 1 failed" in done.stdout
+    assert "train.batch_size=5000 exceeds the 200 training images" in done.stdout
+    assert len(list(tmp_path.rglob("result.json"))) == 2
+
+
+def test_a_sweep_runs_under_joblib(svdo_run: Command, tmp_path: Path) -> None:
+    pytest.importorskip("hydra_plugins.hydra_joblib_launcher")
+    done = svdo_run("-m", *QUICK, "seed=0,1", "hydra/launcher=joblib", "hydra.launcher.n_jobs=2")
+    assert done.returncode == 0, done.stderr
+    assert "2 done, 0 skipped, 0 failed" in done.stdout
+    assert len(list(tmp_path.rglob("result.json"))) == 2
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["results"]

@@ -1,0 +1,60 @@
+"""What the README says can be typed, works."""
+
+import re
+import shlex
+import subprocess
+from pathlib import Path
+
+import pytest
+from conftest import Command
+
+from svdo.compose import compose
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text("utf-8")
+LINES = [line for block in re.findall(r"```bash\n(.*?)```", README, re.DOTALL) for line in block.splitlines() if line]
+
+
+def test_there_are_commands() -> None:
+    assert {shlex.split(line)[0] for line in LINES} == {"make", "svdo-run", "svdo-report", "python"}
+
+
+@pytest.mark.parametrize("line", [line for line in LINES if line.startswith("make")])
+def test_a_make_line_names_targets_that_exist(line: str) -> None:
+    subprocess.run(["make", "--dry-run", *shlex.split(line)[1:]], cwd=ROOT, check=True, capture_output=True)
+
+
+@pytest.mark.parametrize("line", [line for line in LINES if line.startswith("svdo-run")])
+def test_a_run_line_runs_when_made_small(line: str, svdo_run: Command) -> None:
+    arguments = shlex.split(line)[1:]
+    if "model=vgg" in line:  # needs CIFAR-10: every job is composed, and a stand-in for the sweep is run
+        jobs = next(argument for argument in arguments if "model.k=" in argument).partition("=")[2].split(",")
+        assert all(compose(["model=vgg", f"model.k={k}"]).dataset.name == "cifar10" for k in jobs)
+        arguments = ["-m", "model=mlp", "model.width=8,9", "method=binary,sparsevd"]
+    done = svdo_run(*arguments, "train.epochs=1", "dataset.subset=400")
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("line", [line for line in LINES if line.startswith("svdo-report")])
+def test_a_report_line_works_without_any_run(line: str, svdo_run: Command) -> None:
+    done = svdo_run(*shlex.split(line)[1:], program="svdo.report.cli")
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("line", [line for line in LINES if line.startswith("python")])
+def test_a_script_line_names_a_script_and_a_data_set(line: str) -> None:
+    _, script, name = shlex.split(line)
+    assert (ROOT / script).exists()
+    assert compose([f"dataset={name}"]).dataset.name == name
+
+
+def test_the_python_example_runs(capsys: pytest.CaptureFixture[str]) -> None:
+    (code,) = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+    exec(compile(code, "README.md", "exec"), {})
+    assert re.fullmatch(r"\d+\.\d\dx\n", capsys.readouterr().out)
+
+
+def test_the_table_is_the_rendered_one() -> None:
+    for name, shown in re.findall(r"<!-- table: (\w+) -->\n(.*?)\n?<!-- end -->", README, re.DOTALL):
+        rendered = (ROOT / "results" / "tables" / f"{name}.md").read_text("utf-8")
+        assert shown in rendered, "make reproduce, or python scripts/update_readme.py, puts the rendered table into the README"

@@ -1,0 +1,108 @@
+"""A run that is interrupted, however rudely, ends with the record it would have had."""
+
+import json
+import random
+import signal
+import subprocess
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import SMALL, start
+
+from svdo.compose import compose
+from svdo.runs import Run
+
+RUN = [*SMALL, "dataset.subset=12000"]  # 600 steps an epoch: about a second, long enough to hit
+
+
+def measured(folder: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """The record and the epochs, without times and provenance."""
+    run = Run(folder / "results", compose(RUN).id)
+    record = run.result()
+    assert record is not None
+    epochs = run.epochs()
+    for item in (record, *epochs):
+        del item["seconds"]
+    del record["provenance"]
+    return record, epochs
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """What an uninterrupted run measures."""
+    folder = tmp_path_factory.mktemp("whole")
+    assert start(folder, *RUN).wait(timeout=240) == 0
+    return measured(folder)
+
+
+def wait_for_epoch(process: "subprocess.Popen[str]", folder: Path, epochs: int) -> None:
+    """Until so many epochs are over; then a moment into the next one."""
+    run = Run(folder / "results", compose(RUN).id)
+    deadline = time.monotonic() + 120
+    while process.poll() is None and time.monotonic() < deadline:
+        if run.checkpoint.exists() and len(run.epochs()) >= epochs:
+            time.sleep(random.uniform(0.1, 0.5))
+            return
+        time.sleep(0.01)
+    raise AssertionError(f"the run ended early: {process.communicate()}")
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
+def test_an_interrupted_run_ends_as_if_it_had_not_been(tmp_path: Path, whole: Any, number: signal.Signals) -> None:
+    process = start(tmp_path, *RUN)
+    wait_for_epoch(process, tmp_path, 1)
+    process.send_signal(number)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == (-9 if number == signal.SIGKILL else 128 + number)
+    assert Run(tmp_path / "results", compose(RUN).id).result() is None
+    if number != signal.SIGKILL:
+        assert err.splitlines()[-1].endswith("repeat the command to go on")
+    process = start(tmp_path, *RUN)
+    out, err = process.communicate(timeout=240)
+    assert process.returncode == 0, err
+    assert "resuming at epoch" in out
+    assert measured(tmp_path) == whole
+    assert not [path for path in tmp_path.rglob("*") if path.name in ("checkpoint.pt", "outputs") or path.suffix == ".tmp"]
+
+
+def test_of_two_processes_one_trains_and_the_other_waits(tmp_path: Path, whole: Any) -> None:
+    first = start(tmp_path, *RUN)
+    wait_for_epoch(first, tmp_path, 1)
+    first.send_signal(signal.SIGSTOP)  # until the second has had time to start
+    second = start(tmp_path, *RUN)
+    assert second.stdout is not None
+    assert f"is being trained by process {first.pid}; waiting" in second.stdout.readline()
+    first.send_signal(signal.SIGCONT)
+    first_out, _ = first.communicate(timeout=240)
+    second_out, second_err = second.communicate(timeout=240)
+    assert (first.returncode, second.returncode) == (0, 0), second_err
+    assert "N = 12000" in first_out
+    assert "is done" in second_out
+    assert measured(tmp_path) == whole
+
+
+def test_a_waiting_process_takes_over_from_one_that_is_killed(tmp_path: Path, whole: Any) -> None:
+    first = start(tmp_path, *RUN)
+    wait_for_epoch(first, tmp_path, 1)
+    first.send_signal(signal.SIGSTOP)
+    second = start(tmp_path, *RUN)
+    assert second.stdout is not None
+    assert "waiting for it to end" in second.stdout.readline()
+    first.kill()
+    first.wait()
+    second.communicate(timeout=240)
+    assert second.returncode == 0
+    assert measured(tmp_path) == whole
+
+
+def test_what_was_written_after_the_last_checkpoint_is_said_only_once(tmp_path: Path) -> None:
+    run = Run(tmp_path, "x")
+    with run.open(waiting=lambda _: None):
+        for epoch in (1, 2, 3):
+            run.append({"epoch": epoch})
+        with open(run.folder / "metrics.jsonl", "a") as file:
+            file.write('{"epo')
+        run.forget_epochs_after(2)
+    assert json.dumps(run.epochs()) == '[{"epoch": 1}, {"epoch": 2}]'

@@ -1,0 +1,124 @@
+"""The loop, in this process."""
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from conftest import SMALL
+
+import svdo
+from svdo import train
+from svdo.compose import compose
+from svdo.config import TrainConfig, UserError
+from svdo.layers import Noise
+from svdo.models import VGG, build
+from svdo.runs import Run
+
+QUICK = [*SMALL, "train.epochs=1", "dataset.subset=400"]
+
+
+def execute(tmp_path: Path, *overrides: str) -> tuple[str, dict[str, Any]]:
+    return train.execute(compose([*QUICK, f"results_dir={tmp_path}", *overrides]))
+
+
+def test_weight_decay_touches_matrices_and_filters_alone() -> None:
+    model = svdo.convert(build(VGG(k=0.05), (3, 32, 32), 10, 0), "sparsevd")
+    optimizer = train._optimizer(model, TrainConfig(weight_decay=0.1))
+    decayed = {id(p) for group in optimizer.param_groups if group["weight_decay"] for p in group["params"]}
+    assert decayed == {id(p) for name, p in model.named_parameters() if name.endswith(".weight") and p.dim() > 1}
+    noise = [p for module in model.modules() if isinstance(module, Noise) for p in module.parameters()]
+    assert noise
+    assert not decayed & {id(p) for p in noise}
+    everything = [id(p) for group in optimizer.param_groups for p in group["params"]]
+    assert sorted(everything) == sorted(id(p) for p in model.parameters())
+
+
+def test_a_loss_that_is_not_finite_names_layer_and_step_and_keeps_the_checkpoint(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = compose([*QUICK, "train.epochs=3", f"results_dir={tmp_path}"])
+    run = Run(tmp_path, config.id)
+    real = train.Training._rates
+
+    def poison(self: train.Training, epoch: int, step: int, steps: int) -> tuple[float, float]:
+        if (epoch, step) == (1, 4):
+            self.model.get_submodule("fc3").bias.data.fill_(float("inf"))  # type: ignore[union-attr]
+        return real(self, epoch, step, steps)
+
+    monkeypatch.setattr(train.Training, "_rates", poison)
+    with pytest.raises(UserError, match=r"not finite at epoch 2, step 5 \(first seen in fc3"):
+        train.execute(config)
+    assert run.result() is None
+    monkeypatch.undo()
+    assert train.execute(config)[0] == "done"
+    assert [line["epoch"] for line in run.epochs()] == [1, 2, 3]
+
+
+def test_sparse_vd_can_start_from_a_trained_network(tmp_path: Path) -> None:
+    _, parent = execute(tmp_path, "method=none")
+    _, child = execute(tmp_path, f"pretrained={parent['id']}", "train.epochs=0", "method.log_sigma2=-15")
+    dense = torch.load(Run(tmp_path, parent["id"]).weights, weights_only=True)
+    sparse = torch.load(Run(tmp_path, child["id"]).weights, weights_only=True)
+    assert all(torch.equal(sparse[key], value) for key, value in dense.items())
+    assert child["test"]["error"] == pytest.approx(parent["test"]["error"], abs=1.0)
+    with pytest.raises(UserError, match="is not a mlp of this shape"):
+        execute(tmp_path, f"pretrained={parent['id']}", "model.width=9")
+    Run(tmp_path, parent["id"]).weights.unlink()
+    with pytest.raises(UserError, match=r"weights.pt is missing"):
+        execute(tmp_path, f"pretrained={parent['id']}")
+
+
+def test_a_validation_split_is_what_epochs_are_judged_on(tmp_path: Path) -> None:
+    _, record = execute(tmp_path, "dataset.validation=500")
+    assert set(record["validation"]) == set(record["test"])
+    line = Run(tmp_path, record["id"]).epochs()[-1]
+    assert line["validation_error"] == record["validation"]["error"]
+    assert "test_error" not in line
+
+
+@pytest.mark.parametrize("precision", ["bf16_variance", "bf16"])
+def test_lower_precision_trains_to_about_the_same(tmp_path: Path, precision: str) -> None:
+    fp32 = execute(tmp_path / "fp32", "train.epochs=4")[1]
+    low = execute(tmp_path / precision, "train.epochs=4", f"runtime.precision={precision}")[1]
+    assert low["provenance"]["precision"] == precision
+    assert low["train"]["nll"] == pytest.approx(fp32["train"]["nll"], rel=0.1)
+
+
+@pytest.mark.parametrize("precision", ["bf16_variance", "bf16"])
+def test_lower_precision_gives_convolutions_about_the_same_gradients(precision: str) -> None:
+    config = compose(["model=lenet5", f"runtime.precision={precision}"])
+    data = SimpleNamespace(shape=(1, 28, 28), classes=10)
+    x, y = torch.rand(16, 1, 28, 28), torch.arange(16) % 10
+    gradients = []
+    for setting in ("fp32", precision):
+        config.runtime.precision = setting
+        model = train._network(config, data)  # type: ignore[arg-type]
+        torch.manual_seed(0)
+        with torch.autocast("cpu", torch.bfloat16, enabled=setting == "bf16"):
+            logits = model(x)
+        torch.nn.functional.cross_entropy(logits.float(), y).backward()
+        gradients.append({name: p.grad for name, p in model.named_parameters() if "bias" not in name})
+    for name, exact in gradients[0].items():
+        assert torch.cosine_similarity(exact.flatten(), gradients[1][name].flatten(), dim=0) > 0.98, name
+
+
+def test_random_labels_are_learned_as_given_and_tested_on_true_ones(tmp_path: Path) -> None:
+    overrides = [
+        "method=none",
+        "dataset.random_labels=1",
+        "dataset.subset=200",
+        "train.epochs=80",
+        "model.width=64",
+        "train.lr=3e-3",
+    ]
+    _, record = execute(tmp_path, *overrides)
+    assert record["train"]["error"] < 20
+    assert record["test"]["error"] > 75
+
+
+@pytest.mark.parametrize("method", ["none", "binary", "gaussian_a", "gaussian_b", "vd_a", "vd_a2", "vd_b", "sparsevd"])
+def test_every_method_learns(tmp_path: Path, method: str) -> None:
+    _, record = execute(tmp_path, f"method={method}", "train.epochs=4", "dataset.subset=3000")
+    assert record["test"]["error"] < 60
