@@ -100,3 +100,7 @@ def _render(report: spec.Report, collected: Collected) -> None:
 
 def _check(report: spec.Report, collected: Collected) -> None:
     print(render.verdicts(report, collected))
+
+
+if __name__ == "__main__":
+    main()
