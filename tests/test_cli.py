@@ -138,8 +138,8 @@ def test_a_sweep_ends_with_one_table_and_repeating_it_trains_nothing(svdo_run: C
     table = done.stdout[done.stdout.rindex("model.width ") :]
     assert [line.split()[:2] for line in table.splitlines()[2:6]] == [
         ["8", "binary"],
-        ["16", "binary"],
         ["8", "sparsevd"],
+        ["16", "binary"],
         ["16", "sparsevd"],
     ]
     assert "4 done, 0 skipped, 0 failed" in table
