@@ -5,8 +5,8 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import shutil
 import sys
+import tempfile
 import traceback
 from collections.abc import Iterator
 from pathlib import Path
@@ -25,12 +25,14 @@ from .config import Config, UserError
 from .runs import Run
 
 OUTCOME = "outcome.json"
+SWEEP = "SVDO_SWEEP"
 
 
 def main() -> None:
     """Exit status: 0 done or already done, 1 a failure of the program, 2 a mistake of the user's, 130 or 143 stopped."""
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then raises instead of printing a traceback of its own
-    with exit_status():
+    with tempfile.TemporaryDirectory(prefix="svdo-sweep-") as folder, exit_status():
+        os.environ[SWEEP] = folder  # see hydra.sweep.dir in conf/config.yaml
         _hydra_main()
 
 
@@ -43,6 +45,10 @@ def exit_status() -> Iterator[None]:
         _fail(str(error), 2)
     except (HydraException, OmegaConfBaseException) as error:
         _fail(compose.explain(error), 2)
+    except ValueError as error:
+        if not _raised_in_hydra(error):
+            raise
+        _fail(compose.explain(error), 2)
     except BrokenPipeError:  # the reader of our output has left: nobody to tell
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(141)
@@ -52,6 +58,14 @@ def exit_status() -> Iterator[None]:
         _fail(stop.message, 128 + stop.signal_number)
     except KeyboardInterrupt:
         _fail("stopped", 130)
+
+
+def _raised_in_hydra(error: BaseException) -> bool:
+    """Composition raises some mistakes, such as train=null, as plain ``ValueError``."""
+    trace = error.__traceback__
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    return trace is not None and str(trace.tb_frame.f_globals.get("__name__")).split(".")[0] in ("hydra", "omegaconf")
 
 
 def _fail(message: str, status: int) -> None:
@@ -103,12 +117,9 @@ class Summary(Callback):
     """After a multirun: one table over its jobs, wherever the launcher ran them."""
 
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
-        """Print the table and remove the sweep's folder, whose contents it has told."""
+        """Print the table; exit with a status where a job failed."""
         folder = Path(config.hydra.sweep.dir)
         outcomes = sorted((json.loads(path.read_text()) for path in folder.glob(f"*/{OUTCOME}")), key=lambda o: o["num"])
-        shutil.rmtree(folder, ignore_errors=True)
-        with contextlib.suppress(OSError):
-            folder.parent.rmdir()
         if outcomes:
             records = [Run(o["results_dir"], o["id"]).result() if o["id"] else None for o in outcomes]
             print(f"\n{console.sweep_table(outcomes, records)}", flush=True)

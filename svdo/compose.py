@@ -47,10 +47,10 @@ def check(cfg: DictConfig) -> Config:
     if isinstance(config.method, methods.DropoutMethod) and isinstance(config.model, models.Model):
         config.method.rates = config.method.rates or config.model.dropout
     for key, kind in (("seed", int), ("pretrained", str), ("results_dir", str), ("data_dir", str)):
-        try:
-            setattr(config, key, kind(parts[key]))
-        except (TypeError, ValueError):
-            raise UserError(f"{key}={parts[key]} is not of type {kind.__name__}") from None
+        value = parts[key]
+        if type(value) is not kind and not (kind is str and type(value) in (int, float)):  # a folder may be called 2017
+            raise UserError(f"{key}={value} is not of type {kind.__name__}")
+        setattr(config, key, kind(value))
     config.check()
     return config
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -16,6 +17,7 @@ from typing import Any
 DATASETS = ("mnist", "fashion_mnist", "cifar10", "cifar100")
 NORMALIZATIONS = ("pixel_mean", "standard", "zca", "none")
 OPTIMIZERS = ("adam", "sgd")
+MAX_SEED = 2**31 - 1
 PRECISIONS = ("fp32", "bf16_variance", "bf16")
 
 
@@ -58,6 +60,7 @@ class DatasetConfig:
         _one_of("dataset.normalization", self.normalization, NORMALIZATIONS)
         for key in ("crop", "validation", "subset"):
             _at_least(f"dataset.{key}", getattr(self, key), 0)
+        _between("dataset.label_seed", self.label_seed, 0, MAX_SEED)
         _between("dataset.random_labels", self.random_labels, 0.0, 1.0)
 
 
@@ -84,7 +87,8 @@ class TrainConfig:
         _at_least("train.weight_decay", self.weight_decay, 0.0)
         for key in ("lr_flat", "kl_start", "kl_full"):
             _between(f"train.{key}", getattr(self, key), 0.0, 1.0)
-        _between("train.momentum", self.momentum, 0.0, 1.0)
+        require(math.isfinite(self.lr), f"train.lr={self.lr} is not a finite number")
+        require(0.0 <= self.momentum < 1.0, f"train.momentum={self.momentum} is out of range; it must lie in [0, 1)")
         require(self.kl_start <= self.kl_full, "train.kl_start must not exceed train.kl_full")
 
 
@@ -121,12 +125,15 @@ class Config:
         """Raise ``UserError`` where a value of the right type makes no sense."""
         for part in (self.model, self.method, self.dataset, self.train, self.runtime):
             part.check()
-        _at_least("seed", self.seed, 0)
+        _between("seed", self.seed, 0, MAX_SEED)
 
     def identity(self) -> dict[str, Any]:
         """The values that define the run, without those that equal their defaults (a new field orphans no old run)."""
         parts = {key: _non_default(getattr(self, key)) for key in ("model", "dataset", "method", "train")}
         parts["model"].pop("dropout", None)  # it counts where a method takes its rates from it, and then as the method's
+        rates = parts["method"].get("rates", {})
+        if any(character in pattern for pattern in rates for character in "*?["):
+            parts["method"]["rates"] = list(rates.items())  # the last pattern that matches counts, so their order does
         parts["model"]["name"], parts["method"]["name"] = self.model.name, self.method.name
         parts["dataset"]["name"] = self.dataset.name
         return parts | {"seed": self.seed} | ({"pretrained": self.pretrained} if self.pretrained else {})

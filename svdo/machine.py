@@ -23,6 +23,8 @@ def device(runtime: RuntimeConfig) -> torch.device:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         chosen = torch.device(runtime.device)
+        if chosen.type not in ("cpu", "cuda"):
+            raise RuntimeError("only cpu and cuda are supported")
         torch.empty(1, device=chosen)
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         raise UserError(f"runtime.device={runtime.device} cannot be used: {str(error).splitlines()[0]}") from None

@@ -10,6 +10,7 @@ error.txt      the traceback of the last failure; gone once the run goes on
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import json
 import os
@@ -33,17 +34,19 @@ class Run:
         self.checkpoint = self.folder / "checkpoint.pt"
         self.weights = self.folder / "weights.pt"
         self.error = self.folder / "error.txt"
-        self._result = self.folder / "result.json"
+        self.record = self.folder / "result.json"
         self._metrics = self.folder / "metrics.jsonl"
 
     def result(self) -> Record | None:
         """The record, or None while the run is not done; raises ``UserError`` where the file is damaged."""
         try:
-            record: Record = json.loads(self._result.read_text("utf-8"))
+            record: Record = json.loads(self.record.read_text("utf-8"))
+            if not isinstance(record, dict) or record.get("id") != self.id:
+                raise ValueError(f"it is not the record of {self.id}")
         except (FileNotFoundError, NotADirectoryError):
             return None
         except (OSError, ValueError) as error:
-            raise UserError(f"{self._result} cannot be read ({error}); restore it, or delete it to train anew") from None
+            raise UserError(f"{self.record} cannot be read ({error}); restore it, or delete it to train anew") from None
         return record
 
     @contextmanager
@@ -93,7 +96,7 @@ class Run:
     def finish(self, record: Record) -> None:
         """Write the record, then drop what only resuming needs."""
         text = json.dumps(record, indent=1, allow_nan=False) + "\n"
-        write_atomically(self._result, lambda file: file.write(text.encode()))
+        write_atomically(self.record, lambda file: file.write(text.encode()))
         for path in (self.checkpoint, self.error):
             path.unlink(missing_ok=True)
 
@@ -101,6 +104,6 @@ class Run:
 def finished(results_dir: str | Path) -> Iterator[Record]:
     """The records of all runs that are done, by id."""
     for folder in sorted((Path(results_dir).expanduser() / "runs").glob("*/")):
-        record = Run(results_dir, folder.name).result()
-        if record is not None:
-            yield record
+        with contextlib.suppress(UserError):  # a damaged record is the business of whoever asks for that run
+            if record := Run(results_dir, folder.name).result():
+                yield record

@@ -118,7 +118,7 @@ class Training:
         record = self._record()
         checkpoint.save(self.run.weights, self.model.state_dict())
         self.run.finish(record)
-        _say(f"\n{console.layer_table(record)}\n\nrecord {self.run.folder / 'result.json'}")
+        _say(f"\n{console.layer_table(record)}\n\nrecord {self.run.record}")
         return record
 
     def _fit(self) -> None:

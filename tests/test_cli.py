@@ -6,9 +6,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from conftest import SMALL, Command
 
+from svdo import UserError
 from svdo.compose import compose
+from svdo.runs import Run
 
 QUICK = [*SMALL, "train.epochs=1", "dataset.subset=200"]
 
@@ -105,9 +108,7 @@ def test_damaged_files_are_named_and_nothing_is_overwritten(svdo_run: Command, t
 
 
 def test_a_flipped_byte_in_a_checkpoint_is_noticed(tmp_path: Path) -> None:
-    import torch
-
-    from svdo import UserError, checkpoint
+    from svdo import checkpoint
 
     path = tmp_path / "checkpoint.pt"
     checkpoint.save(path, {"x": torch.arange(1000.0)})
@@ -167,3 +168,35 @@ def test_a_sweep_runs_under_joblib(svdo_run: Command, tmp_path: Path) -> None:
     assert "2 done, 0 skipped, 0 failed" in done.stdout
     assert len(list(tmp_path.rglob("result.json"))) == 2
     assert sorted(path.name for path in tmp_path.iterdir()) == ["results"]
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_asking_for_a_missing_gpu_is_a_mistake_that_leaves_earlier_results_alone(svdo_run: Command, tmp_path: Path) -> None:
+    other = tmp_path / "results" / "runs" / "other"
+    other.mkdir(parents=True)
+    (other / "result.json").write_text('{"id": "other"}')
+    done = svdo_run(*QUICK, "runtime.device=cuda")
+    assert done.returncode == 2
+    assert len(done.stderr.splitlines()) == 1
+    assert "runtime.device=cuda cannot be used" in done.stderr
+    assert (other / "result.json").read_text() == '{"id": "other"}'
+    assert [path.name for path in tmp_path.rglob("result.json")] == ["result.json"]
+
+
+@pytest.mark.parametrize("content", ["{}", "[]", "null", '{"id": "another"}'])
+def test_a_record_that_is_json_but_not_this_runs_is_refused(content: str, tmp_path: Path) -> None:
+    run = Run(tmp_path, "some-run")
+    run.folder.mkdir(parents=True)
+    run.record.write_text(content)
+    with pytest.raises(UserError, match="is not the record of some-run"):
+        run.result()
+
+
+def test_no_choice_at_all_gets_one_line(svdo_run: Command) -> None:
+    done = svdo_run("train=null")
+    assert (done.returncode, len(done.stderr.splitlines())) == (2, 1)
+
+
+def test_a_sweep_with_a_typo_leaves_nothing(svdo_run: Command, tmp_path: Path) -> None:
+    assert svdo_run("-m", *QUICK, "method=none,sparsvd").returncode == 2
+    assert not list(tmp_path.iterdir())

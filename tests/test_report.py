@@ -123,4 +123,22 @@ def test_render_writes_three_files_and_check_judges(svdo_run: Command, tmp_path:
 def test_a_mistake_ends_with_status_2(svdo_run: Command, arguments: tuple[str, ...]) -> None:
     done = svdo_run(*arguments, program="svdo.report.cli")
     assert done.returncode == 2
-    assert "Traceback" not in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+
+
+def test_a_seed_given_for_every_run_makes_one_run_of_all_seeds(report: spec.Report) -> None:
+    row = next(row for row in report.rows if row.overrides)
+    assert len(collect.runs(report, row)) == 3
+    assert len(collect.runs(report, row, ["seed=7"])) == 1
+
+
+def test_a_damaged_record_of_another_run_does_not_stop_a_plan(tmp_path: Path) -> None:
+    (tmp_path / "runs" / "other").mkdir(parents=True)
+    (tmp_path / "runs" / "other" / "result.json").write_text('{"id": 1')
+    assert collect.expected_seconds(compose([f"results_dir={tmp_path}"])) is None
+
+
+def test_a_figure_is_judged_at_the_digits_that_are_shown() -> None:
+    column = Column("test.error", "error", format=".2f", better="lower")
+    assert collect.verdict(collect.Measured((1.924,), (0.0,), 1), column, 1.92) == "reached"
+    assert collect.verdict(collect.Measured((1.926,), (0.0,), 1), column, 1.92) == "short"

@@ -13,6 +13,7 @@ from conftest import SMALL, start
 
 from svdo.compose import compose
 from svdo.runs import Run
+from svdo.train import execute
 
 RUN = [*SMALL, "dataset.subset=12000"]  # 600 steps an epoch: about a second, long enough to hit
 
@@ -106,3 +107,17 @@ def test_what_was_written_after_the_last_checkpoint_is_said_only_once(tmp_path: 
             file.write('{"epo')
         run.forget_epochs_after(2)
     assert json.dumps(run.epochs()) == '[{"epoch": 1}, {"epoch": 2}]'
+
+
+def test_half_written_files_of_a_killed_process_are_ignored(tmp_path: Path) -> None:
+    overrides = [*SMALL, "train.epochs=1", "dataset.subset=200", f"results_dir={tmp_path}"]
+    config = compose(overrides)
+    run = Run(tmp_path, config.id)
+    run.folder.mkdir(parents=True)
+    for name in ("result.json", "checkpoint.pt", "metrics.jsonl", "weights.pt"):
+        (run.folder / f".{name}.4711.tmp").write_bytes(b'{"schema": 1, "id"')  # what atomic writing leaves behind
+    assert run.result() is None
+    assert run.epochs() == []
+    assert execute(config)[0] == "done"
+    assert [line["epoch"] for line in run.epochs()] == [1]
+    assert execute(config)[0] == "skipped"

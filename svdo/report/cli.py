@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 from pathlib import Path
+from typing import NoReturn
 
 from .. import console, train
 from ..checkpoint import write_atomically
@@ -22,9 +23,14 @@ VERBS = {
 }
 
 
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"svdo: {message} (svdo-report --help)\n")
+
+
 def main() -> None:
     """Exit status: 0, or 1 where a run failed, 2 where the user can mend something, 130 or 143 where stopped."""
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         "svdo-report",
         description="Plan, train, render and check the tables declared in conf/report/.",
         epilog="verbs: " + "; ".join(f"{verb}: {text}" for verb, text in VERBS.items()),

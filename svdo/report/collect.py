@@ -40,12 +40,12 @@ def runs(report: Report, row: Row, extra: Sequence[str] = ()) -> list[Planned]:
     """The runs of a row, one per seed; empty for a row that is quoted only."""
     if row.overrides is None:
         return []
-    planned = []
+    planned = {}  # by id: an extra seed=... makes one run of all seeds
     for seed in report.seeds:
         overrides = (*report.overrides, *row.overrides, f"seed={seed}", *extra)
         config = compose(overrides)
-        planned.append(Planned(overrides, config, Run(config.results_dir, config.id).result()))
-    return planned
+        planned[config.id] = Planned(overrides, config, Run(config.results_dir, config.id).result())
+    return list(planned.values())
 
 
 def measure(planned: Sequence[Planned], column: Column) -> Measured | None:
@@ -74,9 +74,10 @@ def verdict(measured: Measured | None, column: Column, published: Any) -> str:
         return ""
     if measured is None:
         return "open"
-    worse = (measured.means[0] - published) * (1 if column.better == "lower" else -1)
     # A published figure is rounded to the digits that it shows, so ours is compared at those digits.
-    if round(worse, 6) <= 0:
+    shown = float(f"{measured.means[0]:{column.format}}")
+    worse = (shown - published) * (1 if column.better == "lower" else -1)
+    if worse <= 0:
         return "reached"
     return "close" if worse <= column.tolerance * abs(published) else "short"
 

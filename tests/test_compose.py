@@ -1,0 +1,156 @@
+"""From conf/ and overrides to a checked configuration: every choice composes, every mistake gets one line."""
+
+import itertools
+from pathlib import Path
+
+import pytest
+import svdo.conf
+from hydra.errors import HydraException
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from svdo.compose import compose, explain
+from svdo.config import UserError
+from svdo.methods import METHODS
+from svdo.report import spec
+
+CONF = Path(next(iter(svdo.conf.__path__)))
+
+
+def options(group: str) -> list[str]:
+    return sorted(path.stem for path in (CONF / group).glob("*.yaml"))
+
+
+PAIRS = [(train, model) for train in options("train") for model in options(f"train/{train}")]
+# Groups compose independently, so not the whole product: every model, data set and training meets, methods take turns.
+CHOICES = [
+    (model, dataset, train, method)
+    for ((train, model), dataset), method in zip(
+        itertools.product(PAIRS, options("dataset")), itertools.cycle(METHODS), strict=False
+    )
+]
+
+
+def refusal(*overrides: str) -> str:
+    """What ``svdo-run`` prints behind "svdo: " for a mistake, as ``cli.exit_status`` words it."""
+    try:
+        config = compose(overrides)
+    except UserError as error:
+        return str(error)
+    except (HydraException, OmegaConfBaseException) as error:
+        return explain(error)
+    raise AssertionError(f"{overrides} composed, as {config.id}")
+
+
+def test_the_choices_below_cover_every_option_of_every_group() -> None:
+    assert {choice[0] for choice in CHOICES} == set(options("model"))
+    assert {choice[1] for choice in CHOICES} == set(options("dataset"))
+    assert {choice[2] for choice in CHOICES} == set(options("train"))
+    assert {choice[3] for choice in CHOICES} == set(METHODS)
+
+
+def test_every_model_data_set_and_training_compose_with_each_other_and_give_different_runs() -> None:
+    configs = [
+        compose([f"model={model}", f"dataset={dataset}", f"train={train}", f"method={method}"])
+        for model, dataset, train, method in CHOICES
+    ]
+    assert [(c.model.name, c.dataset.name, c.method.name) for c in configs] == [(m, d, n) for m, d, _, n in CHOICES]
+    assert len({config.id for config in configs}) == len(CHOICES)
+
+
+def test_every_file_of_conf_is_reachable_as_a_choice() -> None:
+    reachable = {"config.yaml", *(f"report/{name}.yaml" for name in spec.names())}
+    reachable |= {f"{group}/{name}.yaml" for group in ("model", "dataset", "runtime", "train") for name in options(group)}
+    reachable |= {f"train/{train}/{model}.yaml" for train, model in PAIRS if model in options("model")}
+    assert {str(path.relative_to(CONF)) for path in CONF.rglob("*.yaml")} == reachable
+
+
+def test_conf_is_data_and_names_no_code_but_the_sweep_table() -> None:
+    def targets(node: object) -> list[str]:
+        if isinstance(node, dict):
+            own = [str(node["_target_"])] if "_target_" in node else []
+            return own + [t for value in node.values() for t in targets(value)]
+        return [t for value in node for t in targets(value)] if isinstance(node, list) else []
+
+    found = {str(path.relative_to(CONF)): OmegaConf.load(path) for path in CONF.rglob("*.yaml")}
+    assert all(isinstance(node, DictConfig) for node in found.values())
+    named = {name: targets(OmegaConf.to_container(node)) for name, node in found.items()}
+    assert {name: names for name, names in named.items() if names} == {"config.yaml": ["svdo.cli.Summary"]}
+
+
+MODELS = ", ".join(options("model"))
+MISTAKES = {
+    "metod=sparsevd": ["unknown key metod", "did you mean method?"],
+    "+method.x=1": ["unknown key method.x", "method has: name, log_sigma2, threshold"],
+    "method=sparsvd": ["method=sparsvd is not a choice", ", ".join(sorted(METHODS))],
+    "model=lenet": ["model=lenet is not a choice", MODELS],
+    "dataset=cifar": ["dataset=cifar is not a choice", ", ".join(options("dataset"))],
+    "train=slow": ["train=slow is not a choice", ", ".join(options("train"))],
+    "train.epochs=-1": ["train.epochs=-1", "at least 0"],
+    "train.epochs=ten": ["train.epochs", "'ten'", "Integer"],
+    "train.lr=nan": ["train.lr=nan"],
+    "train.kl_start=0.9": ["train.kl_start must not exceed train.kl_full"],
+    "train.epoch=3": ["unknown key train.epoch", "did you mean train.epochs?"],
+    "+foo=1": ["unknown key foo"],
+    "~seed": ["seed is missing"],
+    "~method": ["method is missing"],
+    "seed=-1": ["seed=-1", "between 0 and"],
+    "seed=x": ["seed=x is not of type int"],
+    "model.dropout=3": ["model.dropout"],
+    "runtime.precision=fp16": ["runtime.precision=fp16 is not a choice", "fp32, bf16_variance, bf16"],
+    "dataset.random_labels=2": ["dataset.random_labels=2", "between 0.0 and 1.0"],
+    "model.k=2 model=lenet300": ["unknown key model.k", "the chosen model has no such setting"],
+    "method.rates={fc1:1.0} method=binary": ["method.rates[fc1]=1.0", "[0, 1)"],
+    "train=fast model=vgg": ["train/fast=vgg is not a choice", ", ".join(options("train/fast"))],
+    "seed=0,1": ["seed=0,1"],
+    "seed": ["seed"],
+}
+
+
+@pytest.mark.parametrize("line", MISTAKES)
+def test_a_mistake_is_told_in_one_line_that_names_it_and_the_choices(line: str) -> None:
+    message = refusal(*line.split())
+    assert len(message.splitlines()) == 1, message
+    for part in MISTAKES[line]:
+        assert part in message
+    assert "Traceback" not in message
+
+
+def test_composing_again_after_a_mistake_is_not_disturbed_by_it() -> None:
+    before = compose(["model=lenet300"]).id
+    refusal("model=lenet300", "metod=x")
+    assert compose(["model=lenet300"]).id == before
+
+
+def test_the_order_of_overrides_names_the_same_run() -> None:
+    overrides = ["model=lenet300", "method=binary", "train.epochs=3", "seed=2"]
+    assert len({compose(list(order)).id for order in itertools.permutations(overrides, 4)}) == 1
+
+
+def test_a_value_spelt_differently_or_spelt_out_names_the_same_run() -> None:
+    assert compose(["train.lr=1e-3"]).id == compose(["train.lr=0.001"]).id == compose([]).id
+    assert compose(["method.threshold=3"]).id == compose(["method.threshold=3.0"]).id == compose([]).id
+
+
+def test_rates_in_another_order_are_another_run_where_patterns_overlap() -> None:
+    first = compose(["model=lenet300", "method=binary", "method.rates={fc?:0.5,fc1:0.2}"])
+    second = compose(["model=lenet300", "method=binary", "method.rates={fc1:0.2,fc?:0.5}"])
+    assert first.method.rate("fc1") != second.method.rate("fc1")  # type: ignore[attr-defined]
+    assert first.id != second.id
+
+
+@pytest.mark.parametrize(
+    "override",
+    [
+        "seed=1.5",
+        "seed=true",
+        "results_dir=null",
+        "pretrained=null",
+        "seed=99999999999999",
+        "train.momentum=1.0",
+        "train.lr=inf",
+    ],
+)
+def test_impossible_values_are_refused(override: str) -> None:
+    with pytest.raises(UserError):
+        compose([override])
