@@ -57,8 +57,9 @@ def _plan(report: spec.Report, collected: Collected) -> None:
         total += seconds or 0.0
         print(f"{run.command}   # {_minutes(seconds)}")
     needed = len({run.config.id for _, planned in collected for run in planned})
-    more = " and those not timed yet" if any(collect.expected_seconds(run.config) is None for run in missing) else ""
-    time = f", about {_minutes(total)}{more}" if missing else ""
+    untimed = any(collect.expected_seconds(run.config) is None for run in missing)
+    parts = [f"about {_minutes(total)}"] * bool(total) + ["some not timed yet" if total else "not timed yet"] * untimed
+    time = f", {', '.join(parts)}" if parts else ""
     print(f"{report.name}: {needed - len(missing)} of {needed} runs done, {len(missing)} missing{time}")
 
 
