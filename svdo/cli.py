@@ -31,7 +31,7 @@ SWEEP = "SVDO_SWEEP"
 def main() -> None:
     """Exit status: 0 done or already done, 1 a failure of the program, 2 a mistake of the user's, 130 or 143 stopped."""
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then raises instead of printing a traceback of its own
-    with tempfile.TemporaryDirectory(prefix="svdo-sweep-") as folder, exit_status():
+    with exit_status(), tempfile.TemporaryDirectory(prefix="svdo-sweep-") as folder:
         os.environ[SWEEP] = folder  # see hydra.sweep.dir in conf/config.yaml
         _hydra_main()
 
