@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from .config import UserError, require
-from .layers import NOISY, NoisyLayer, noisy_layers, weight_layers
+from .layers import NOISY, noisy_layers, weight_layers
 from .methods import Method, find
 
 
@@ -100,6 +100,3 @@ def kl(module: nn.Module) -> torch.Tensor:
     if not terms:
         return torch.zeros((), device=next((p.device for p in module.parameters()), None))
     return torch.stack(terms).sum()
-
-
-__all__ = ["NoisyLayer", "convert", "kl"]

@@ -67,10 +67,9 @@ def rate_to_log_alpha(rate: float) -> float:
     return math.log(rate / (1.0 - rate))
 
 
-def multiply_by_noise(x: Tensor, alpha: Tensor | float) -> Tensor:
+def multiply_by_noise(x: Tensor, alpha: Tensor) -> Tensor:
     """x o xi, xi ~ N(1, alpha) drawn for every element of ``x``; ``alpha`` broadcasts to ``x``."""
-    deviation = math.sqrt(alpha) if isinstance(alpha, float) else alpha.sqrt()
-    return x * (1.0 + deviation * drawn_like(x, Tensor.normal_))
+    return x * (1.0 + alpha.sqrt() * drawn_like(x, Tensor.normal_))
 
 
 def at_most_one(log_alpha: Tensor) -> Tensor:
