@@ -76,11 +76,11 @@ class _AddNoise(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: FunctionCtx, mean: Tensor, variance: Tensor) -> Tensor:
-        deviation = variance.clamp_min_(0.0).add_(VARIANCE_FLOOR).sqrt_()
-        zeta = drawn_like(mean, Tensor.normal_)
-        mean.addcmul_(deviation, zeta)
+        deviation = variance.clamp_min_(VARIANCE_FLOOR).sqrt_()
+        half_zeta = drawn_like(mean, lambda tensor: tensor.normal_(std=0.5))
+        mean.addcmul_(deviation, half_zeta, value=2.0)
         ctx.mark_dirty(mean)
-        ctx.save_for_backward(zeta.div_(deviation).mul_(0.5))
+        ctx.save_for_backward(half_zeta.div_(deviation))
         return mean
 
     @staticmethod
@@ -142,6 +142,9 @@ class NoisyConv2d(NoisyLayer, nn.Conv2d):
 
     def product(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         """x * weight + bias with the layer's stride, padding, dilation and groups, in mean and variance path alike."""
+        if self.in_channels == 1 and self.weight.stride(1) == 1 and x.dim() == 4:
+            # With one channel both memory formats look alike, and elementwise operations then return the other one.
+            x = x.squeeze(1).unsqueeze(-1).permute(0, 3, 1, 2)
         output: Tensor = self._conv_forward(x, weight, bias)
         return output
 
