@@ -59,7 +59,7 @@ class _AdditiveKL(torch.autograd.Function):
     @staticmethod
     def forward(ctx: FunctionCtx, theta: Tensor, log_sigma2: Tensor) -> Tensor:
         theta2 = theta.square().add_(EPS)
-        log_alpha = torch.sub(log_sigma2, torch.log2(theta2), alpha=LN2)
+        log_alpha = torch.log2(theta2).mul_(-LN2).add_(log_sigma2)
         falling = torch.sub(-K2, log_alpha, alpha=K3).sigmoid_()  # s(-(k2 + k3 log alpha))
         by_log_alpha = log_alpha.neg().sigmoid_()
         value = K1 * falling.sum() - 0.5 * LN2 * log_alpha.sigmoid_().log2_().sum()
@@ -73,7 +73,7 @@ class _AdditiveKL(torch.autograd.Function):
         by_log_alpha, theta, theta2 = ctx.saved_tensors  # type: ignore[attr-defined]
         by_log_sigma2 = by_log_alpha * grad_outputs[0]
         # d log alpha / d theta = -2 theta / (theta^2 + eps): exactly 0, not 0/0, at theta = 0.
-        return (by_log_sigma2 * theta).div_(theta2).mul_(-2.0), by_log_sigma2
+        return torch.mul(theta, -2.0).div_(theta2).mul_(by_log_sigma2), by_log_sigma2
 
 
 def additive_kl(theta: Tensor, log_sigma2: Tensor) -> Tensor:
