@@ -8,10 +8,14 @@ CPU or on the GPU; it reports medians with the quartiles, as ratios to the dense
 from __future__ import annotations
 
 import argparse
+import contextlib
+import io
 import json
 import os
-import resource
 import statistics
+import subprocess
+import sys
+import tempfile
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -23,13 +27,14 @@ from tabulate import tabulate
 from torch import Tensor, nn
 
 import svdo
-from svdo import machine
+from svdo import machine, train
 from svdo.compose import compose
 from svdo.data import prepare
 from svdo.fetch import load
 from svdo.layers import noisy_layers
 from svdo.models import MODELS, build
 from svdo.objective import objective
+from svdo.runs import Run
 
 BATCH = 100
 NETWORKS: dict[str, tuple[dict[str, Any], tuple[int, int, int], int]] = {
@@ -42,27 +47,34 @@ Step = Callable[[], Any]
 
 
 def training_step(name: str, kind: str, device: torch.device) -> Step:
-    """One step of ``kind`` on random data: dense (torch's defaults), dense+ (channels_last, fused Adam), or a method."""
+    """One step of ``kind`` on random data: dense (torch's defaults), dense+ (channels_last, fused Adam), or a method.
+
+    Behind a method's name may stand a precision, or "compiled".
+    """
     settings, shape, _ = NETWORKS[name]
     model = build(MODELS[name.split()[0]](**settings), shape, 10, seed=0)
     tuned = kind != "dense"
-    method, _, precision = kind.partition(" ")
+    method, _, way = kind.partition(" ")
     if method not in ("dense", "dense+"):
         model = svdo.convert(model, method)
     for _, layer in noisy_layers(model):
-        layer.variance_dtype = torch.bfloat16 if precision == "bf16_variance" else None
+        layer.variance_dtype = torch.bfloat16 if way == "bf16_variance" else None
     model = model.to(device)
     x, y = torch.randn(BATCH, *shape, device=device), torch.randint(10, (BATCH,), device=device)
     if tuned:
         model = model.to(memory_format=torch.channels_last)
         x = x.permute(0, 2, 3, 1).contiguous().permute(0, 3, 1, 2)  # as data.py feeds it, also where there is one channel
     optimizer = torch.optim.Adam(model.parameters(), 1e-3, fused=True if tuned else None)
-    autocast = torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16")
+    autocast = torch.autocast(device.type, torch.bfloat16, enabled=way == "bf16")
+    forward: Callable[[Tensor], Tensor] = model
+    divergence: Callable[[nn.Module], Tensor] = svdo.kl
+    if way == "compiled":
+        forward, divergence = machine.compiled(forward, device), machine.compiled(divergence, device)
 
     def step() -> None:
         with autocast:
-            logits = model(x)
-        loss = objective(logits.float(), y, svdo.kl(model), 60_000, 1.0)
+            logits = forward(x)
+        loss = objective(logits.float(), y, divergence(model), 60_000, 1.0)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -156,14 +168,43 @@ def feed() -> dict[str, float]:
     return seconds
 
 
+def epoch(name: str, method: str) -> float:
+    """Seconds of one epoch on MNIST from end to end: feed, steps, evaluation, logging and checkpoint, as svdo-run does it."""
+    with tempfile.TemporaryDirectory() as folder:
+        overrides = [f"model={name}", f"method={method}", "train.epochs=1", "train.kl_full=0", "train.kl_start=0"]
+        config = compose([*overrides, "runtime.progress=false", f"results_dir={folder}"])
+        with contextlib.redirect_stdout(io.StringIO()):
+            train.execute(config)
+        (line,) = Run(folder, config.id).epochs()
+        seconds: float = line["seconds"]
+        return seconds
+
+
+def _high_water() -> float:
+    """This process's peak memory so far, in MiB; not getrusage, whose maximum begins at the parent's."""
+    return int(Path("/proc/self/status").read_text().partition("VmHWM:")[2].split()[0]) / 1024
+
+
+def peak_memory(name: str, kind: str) -> float:
+    """MiB that a fresh process needs at most for three such steps, beyond torch and the library themselves."""
+    command = [sys.executable, __file__, "--memory-of", name, kind]
+    return float(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+
+
 def busy() -> str:
     """A warning where other processes use this machine, else nothing."""
     load_average = os.getloadavg()[0]
     return f"other processes were running (load {load_average:.1f}); do not quote these figures" if load_average > 1.3 else ""
 
 
-def report(results: dict[str, dict[str, list[float]]], feeding: dict[str, float], notes: Sequence[str]) -> str:
-    """The Markdown table."""
+def report(
+    results: dict[str, dict[str, list[float]]],
+    memory: dict[str, dict[str, float]],
+    epochs: dict[str, dict[str, float]],
+    feeding: dict[str, float],
+    notes: Sequence[str],
+) -> str:
+    """The Markdown tables."""
     rows = []
     for network, times in results.items():
         dense, floor = statistics.median(times["dense"]), statistics.median(times["products alone"])
@@ -177,10 +218,18 @@ def report(results: dict[str, dict[str, list[float]]], feeding: dict[str, float]
                     f"{low:.2f} - {high:.2f}",
                     f"{middle / dense:.2f}",
                     f"{middle / floor / 2:.2f}",
+                    f"{memory[network][kind]:.0f}" if kind in memory.get(network, {}) else "",
                 ]
             )
-    headers = ["network", "step", "ms", "quartiles", "x dense", "x limit"]
+    headers = ["network", "step", "ms", "quartiles", "x dense", "x limit", "peak MiB"]
     parts = [tabulate(rows, headers, tablefmt="github", disable_numparse=True)]
+    if epochs:
+        lines = [[name, *(f"{seconds:.1f}" for seconds in times.values())] for name, times in epochs.items()]
+        kinds = [f"{method}, s" for method in next(iter(epochs.values()))]
+        parts += [
+            "One epoch of MNIST from end to end (feed, steps, evaluation, logging, checkpoint), batch 100:",
+            tabulate(lines, ["network", *kinds], tablefmt="github", disable_numparse=True),
+        ]
     if feeding:
         ratio = feeding["DataLoader"] / feeding["resident"]
         parts.append(
@@ -197,33 +246,56 @@ def main() -> None:
     parser.add_argument("--networks", default="lenet300,lenet5,vgg k=0.25")
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--results-dir", type=Path, default=Path("results"))
+    parser.add_argument("--compile", action="store_true", help="time compiled steps, too (the default on a GPU)")
+    parser.add_argument("--memory-of", nargs=2, metavar=("NETWORK", "STEP"), help="print the peak memory of one kind of step")
     arguments = parser.parse_args()
     device = machine.device(svdo.config.RuntimeConfig(device=arguments.device))
     torch.set_num_threads(1)
     torch.set_flush_denormal(True)
     machine.keep_freed_memory()
+    if arguments.memory_of:
+        name, kind = arguments.memory_of
+        before = _high_water()
+        step = training_step(name, kind, device)
+        for _ in range(3):
+            step()
+        print(_high_water() - before)
+        return
     warnings = [busy()]
     kinds = ["dense", "dense+", "binary", "sparsevd", "sparsevd bf16_variance", "sparsevd bf16"]
-    results = {}
+    kinds += ["sparsevd compiled"] * (arguments.compile or device.type == "cuda")
+    results, memory = {}, {}
     for name in arguments.networks.split(","):
         steps = {kind: training_step(name, kind, device) for kind in kinds} | {"products alone": products_alone(name, device)}
         results[name] = timed(steps, NETWORKS[name][2], arguments.rounds, device)
+        memory[name] = {kind: peak_memory(name, kind) for kind in kinds} if device.type == "cpu" else {}
+    epochs = {
+        name: {method: epoch(name, method) for method in ("none", "sparsevd")}
+        for name in ("lenet300", "lenet5")
+        if name in results
+    }
     warnings.append(busy())
     feeding = feed() if device.type == "cpu" else {}
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     notes = [
-        f"torch {torch.__version__}, {machine.device_name(device)}, batch {BATCH}, {arguments.rounds} rounds, peak memory of"
-        f" the whole benchmark {peak:.0f} MiB. x dense: over the dense step in torch's default settings. x limit: over twice"
-        " the products alone, which is what a mean and a variance path must compute. dense+ has what the noisy steps have too:"
-        " channels_last and fused Adam.",
+        f"torch {torch.__version__}, {machine.device_name(device)}, batch {BATCH}, {arguments.rounds} rounds. x dense: over the"
+        " dense step in torch's default settings. x limit: over twice the products alone, which is what a mean and a variance"
+        " path must compute. dense+ has what the noisy steps have too: channels_last and fused Adam. peak MiB: of three"
+        " such steps in a fresh process, beyond torch itself.",
         *dict.fromkeys(filter(None, warnings)),
     ]
-    text = report(results, feeding, notes)
+    text = report(results, memory, epochs, feeding, notes)
     print(text)
     folder = arguments.results_dir / "benchmarks"
     folder.mkdir(parents=True, exist_ok=True)
     stem = torch.cuda.get_device_name(device).replace(" ", "-").lower() if device.type == "cuda" else "cpu"
-    content = {"torch": torch.__version__, "steps": results, "feed": feeding, "peak_mib": peak, "notes": notes}
+    content = {
+        "torch": torch.__version__,
+        "steps": results,
+        "peak_mib": memory,
+        "epochs": epochs,
+        "feed": feeding,
+        "notes": notes,
+    }
     (folder / f"{stem}.json").write_text(json.dumps(content, indent=1) + "\n")
     (folder / f"{stem}.md").write_text(f"# What a step costs\n\n{text}")
 

@@ -6,8 +6,8 @@ for layer in svdo.sparsity(model): ...
 """
 
 from .config import UserError
-from .conversion import convert, kl
+from .conversion import advance, convert, kl
 from .layers import sampling
 from .prune import LayerSparsity, compression, masks, sparsity
 
-__all__ = ["LayerSparsity", "UserError", "compression", "convert", "kl", "masks", "sampling", "sparsity"]
+__all__ = ["LayerSparsity", "UserError", "advance", "compression", "convert", "kl", "masks", "sampling", "sparsity"]

@@ -75,6 +75,7 @@ class TrainConfig:
     lr_flat: float = 0.5  # the learning rate is constant for this share of training, then linear to 0
     kl_start: float = 0.025  # the KL weight is 0 up to this share of training,
     kl_full: float = 0.1  # then grows linearly and is 1 from this share on
+    noise_waits: bool = False  # noise parameters learn at lr times the KL weight: not at all before it rises
     momentum: float = 0.9  # Adam's beta 1, or SGD's momentum
     weight_decay: float = 0.0  # gradient wd * w on weight matrices and filters; never on noise parameters, biases, norms
 
@@ -99,6 +100,7 @@ class RuntimeConfig:
     device: str = "auto"  # auto: cuda where there is one, else cpu
     precision: str = "fp32"
     threads: int = 0  # 0: torch's own choice
+    compile: bool = False  # torch.compile of the training pass; on CUDA replayed as captured graphs
     progress: bool = True
 
     def check(self) -> None:
@@ -131,9 +133,9 @@ class Config:
         """The values that define the run, without those that equal their defaults (a new field orphans no old run)."""
         parts = {key: _non_default(getattr(self, key)) for key in ("model", "dataset", "method", "train")}
         parts["model"].pop("dropout", None)  # it counts where a method takes its rates from it, and then as the method's
-        rates = parts["method"].get("rates", {})
-        if any(character in pattern for pattern in rates for character in "*?["):
-            parts["method"]["rates"] = list(rates.items())  # the last pattern that matches counts, so their order does
+        for key, value in parts["method"].items():
+            if isinstance(value, dict) and any(character in pattern for pattern in value for character in "*?["):
+                parts["method"][key] = list(value.items())  # the last pattern that matches counts, so their order does
         parts["model"]["name"], parts["method"]["name"] = self.model.name, self.method.name
         parts["dataset"]["name"] = self.dataset.name
         return parts | {"seed": self.seed} | ({"pretrained": self.pretrained} if self.pretrained else {})

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from .config import UserError, require
-from .layers import NOISY, noisy_layers, weight_layers
+from .layers import NOISY, NoisyLayer, noisy_layers, weight_layers
 from .methods import Method, find
 
 
@@ -59,9 +59,17 @@ def convert(
     ]
     if not chosen:
         raise UserError("no Linear or Conv2d layer of the module matches include and exclude")
+    candidates = {name: _twin(layer, name) for name, layer in chosen}
+    with torch.random.fork_rng(devices=[]):
+        noises = method.noises(candidates)
     twins: dict[int, nn.Module] = {}
     for name, layer in chosen:
-        twins[id(layer)] = _noisy_twin(layer, name, method)
+        twin, noise = candidates[name], noises[name]
+        twins[id(layer)] = layer
+        if noise is not None:
+            twin.noise = noise.to(device=layer.weight.device, dtype=layer.weight.dtype)
+            twin.noise.train(layer.training)
+            twins[id(layer)] = twin
     if chosen[0][1] is converted:
         return twins[id(converted)]
     for parent in list(converted.modules()):
@@ -75,19 +83,14 @@ def _matches(name: str, patterns: tuple[str, ...]) -> bool:
     return any(fnmatchcase(name, pattern) for pattern in patterns)
 
 
-def _noisy_twin(layer: nn.Linear | nn.Conv2d, name: str, method: Method) -> nn.Module:
+def _twin(layer: nn.Linear | nn.Conv2d, name: str) -> NoisyLayer:
     if type(layer) not in NOISY:
         raise UserError(f"layer {name} is a {type(layer).__name__}, which cannot be converted; exclude it by name")
     cls = NOISY[type(layer)]
     twin = cls.__new__(cls)
-    # The twin shares the layer's whole state (parameters, hooks, mode, hyper-parameters): nothing to list, nothing to miss.
-    twin.__dict__ = dict(layer.__dict__)
-    with torch.random.fork_rng(devices=[]):
-        noise = method.noise(twin, name)
-    if noise is None:
-        return layer
-    twin.noise = noise.to(device=layer.weight.device, dtype=layer.weight.dtype)
-    twin.noise.train(layer.training)
+    # The twin shares the layer's whole state (parameters, hooks, mode, hyper-parameters): nothing to list, nothing to miss; but
+    # a noise added to the one is not one of the other.
+    twin.__dict__ = dict(layer.__dict__) | {"_modules": dict(layer._modules)}
     return twin
 
 
@@ -100,3 +103,16 @@ def kl(module: nn.Module) -> torch.Tensor:
     if not terms:
         return torch.zeros((), device=next((p.device for p in module.parameters()), None))
     return torch.stack(terms).sum()
+
+
+def advance(module: nn.Module, step: int, steps: int) -> None:
+    """Tell the noisy layers how far training has come: methods with phases (pruning and its like) act on it.
+
+    Args:
+        module: a converted network.
+        step: how many steps of training are done; call before each step and, with ``step == steps``, after the last.
+        steps: the number of all steps.
+    """
+    with torch.no_grad():
+        for _, layer in noisy_layers(module):
+            layer.noise.advance(layer.weight, step, steps)

@@ -12,9 +12,9 @@ For convolutions the second form treats output positions as independent, the mea
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -26,11 +26,14 @@ VARIANCE_FLOOR = 1e-8
 
 
 class Noise(nn.Module):
-    """What a method makes random in one layer; a method file overrides what applies to it.
+    """What a method does to one layer: its noise, its prior, its mask; a method file overrides what applies to it.
 
     ``weight`` is always the layer's own parameter, (out, in) for Linear and (out, in / groups, height, width) for Conv2d.
-    Parameters of a ``Noise`` never take part in weight decay.
+    Parameters of a ``Noise`` never take part in weight decay; ``learning_rates`` scales the learning rate of those it names.
     """
+
+    random: ClassVar[bool] = True  # whether two training passes differ
+    learning_rates: ClassVar[Mapping[str, float]] = {}
 
     def perturb(self, x: Tensor) -> Tensor:
         """Pre-linear noise: the layer's input times the noise, of the same shape."""
@@ -54,6 +57,12 @@ class Noise(nn.Module):
 
     def project(self) -> None:
         """Bring parameters back into their domain; called before each noisy pass, without gradient."""
+
+    def advance(self, weight: Tensor, step: int, steps: int) -> None:
+        """A method with phases acts here, on its mask or on ``weight`` in place, without gradient.
+
+        Called before each training step, with ``step`` of all ``steps`` done, and once more when all are.
+        """
 
 
 def drawn_like(x: Tensor, fill: Callable[[Tensor], Tensor]) -> Tensor:

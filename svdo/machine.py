@@ -7,13 +7,15 @@ import ctypes
 import os
 import platform
 import subprocess
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar, cast
 
 import torch
 
 from .config import RuntimeConfig, UserError
 
+F = TypeVar("F", bound=Callable[..., Any])
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
 
 
@@ -37,6 +39,12 @@ def keep_freed_memory() -> None:
         libc = ctypes.CDLL(None)
         libc.mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
         libc.mallopt(M_MMAP_THRESHOLD, 2**30)
+
+
+def compiled(function: F, device: torch.device) -> F:
+    """``function`` under torch.compile; on CUDA its kernels are captured once and replayed."""
+    mode = "reduce-overhead" if device.type == "cuda" else None
+    return cast(F, torch.compile(function, dynamic=False, mode=mode))
 
 
 def device_name(device: torch.device) -> str:

@@ -3,6 +3,11 @@
 from __future__ import annotations
 
 
+def reached(share: float, step: int, steps: int) -> bool:
+    """Whether that share of all ``steps`` is done when ``step`` of them are, and was not one step earlier."""
+    return step - 1 < share * steps <= step
+
+
 def learning_rate_factor(progress: float, flat: float) -> float:
     """1 for the first ``flat`` share of training, then linear to 0 at its end.
 

@@ -6,7 +6,7 @@ import contextlib
 import signal
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from pathlib import Path
@@ -19,7 +19,7 @@ from tqdm import tqdm
 
 from . import checkpoint, console, machine, schedule
 from .config import Config, TrainConfig, UserError, require
-from .conversion import convert, kl
+from .conversion import advance, convert, kl
 from .data import Data, prepare
 from .evaluate import evaluate
 from .fetch import load
@@ -99,6 +99,11 @@ class Training:
         self.data = prepare(config.dataset, images, self.device)
         network = _network(config, self.data)
         self.model = network.to(device=self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.forward: Callable[[Tensor], Tensor] = self.model
+        self.divergence: Callable[[nn.Module], Tensor] = kl
+        if config.runtime.compile:
+            self.forward = machine.compiled(self.forward, self.device)
+            self.divergence = machine.compiled(self.divergence, self.device)
         self.optimizer = _optimizer(self.model, config.train)
         self.progress = Progress()
         torch.manual_seed(config.seed)
@@ -159,6 +164,7 @@ class Training:
                 bar.write(lines.line(line), file=sys.stdout)
                 sys.stdout.flush()
                 self._save()
+        advance(self.model, train.epochs * steps, train.epochs * steps)
 
     def _epoch(self, steps: int, bar: tqdm[Any], clock: float) -> None:
         """The steps that are left of this epoch."""
@@ -170,10 +176,11 @@ class Training:
         for x, y in self.data.train.batches(train.batch_size, self.config.seed, progress.epoch, progress.step):
             lr, weight = self._rates(progress.epoch, progress.step, steps)
             for group in self.optimizer.param_groups:
-                group["lr"] = lr
+                group["lr"] = lr * group["scale"] * (weight if train.noise_waits and group["noise"] else 1.0)
+            advance(self.model, progress.epoch * steps + progress.step, train.epochs * steps)
             with autocast:
-                logits = self.model(x)
-            divergence = kl(self.model) if weight else torch.zeros((), device=self.device)
+                logits = self.forward(x)
+            divergence = self.divergence(self.model) if weight else torch.zeros((), device=self.device)
             loss = objective(logits.float(), y, divergence, n_train, weight)
             if self.device.type == "cpu" and not torch.isfinite(loss):  # elsewhere, asking would stall every step
                 raise self._not_finite(x)
@@ -267,7 +274,7 @@ class Training:
         }
         if data.validation is not None:
             record["validation"] = evaluate(model, data.validation)
-        if any(noisy_layers(model)):
+        if any(layer.noise.random for _, layer in noisy_layers(model)):
             torch.manual_seed(config.seed)
             record["test_sampled"] = {"samples": SAMPLES, **evaluate(model, data.test, samples=SAMPLES)}
         return record
@@ -302,10 +309,20 @@ def _start_from(network: nn.Module, config: Config) -> None:
 
 def _optimizer(model: nn.Module, train: TrainConfig) -> torch.optim.Optimizer:
     """Weight decay acts on matrices and filters alone: on a noise parameter it would be a second, unintended prior."""
-    noise = {id(p) for module in model.modules() if isinstance(module, Noise) for p in module.parameters()}
-    decayed = [p for p in model.parameters() if train.weight_decay and p.dim() > 1 and id(p) not in noise]
-    rest = [p for p in model.parameters() if not train.weight_decay or p.dim() <= 1 or id(p) in noise]
-    groups: list[dict[str, Any]] = [{"params": rest}, {"params": decayed, "weight_decay": train.weight_decay}]
+    scales = {
+        id(p): module.learning_rates.get(name.rpartition(".")[2], 1.0)
+        for module in model.modules()
+        if isinstance(module, Noise)
+        for name, p in module.named_parameters()
+    }
+    plain = [p for p in model.parameters() if id(p) not in scales]
+    groups: list[dict[str, Any]] = [
+        {"params": [p for p in plain if p.dim() <= 1], "noise": False, "scale": 1.0},
+        {"params": [p for p in plain if p.dim() > 1], "noise": False, "scale": 1.0, "weight_decay": train.weight_decay},
+    ]
+    for scale in sorted(set(scales.values())):
+        params = [p for p in model.parameters() if scales.get(id(p)) == scale]
+        groups.append({"params": params, "noise": True, "scale": scale})
     if train.optimizer == "sgd":
         return torch.optim.SGD(groups, train.lr, momentum=train.momentum, fused=True)
     return torch.optim.Adam(groups, train.lr, betas=(train.momentum, 0.999), fused=True)

@@ -86,6 +86,33 @@ def test_lower_precision_trains_to_about_the_same(tmp_path: Path, precision: str
     assert low["train"]["nll"] == pytest.approx(fp32["train"]["nll"], rel=0.1)
 
 
+@pytest.mark.slow
+def test_a_compiled_step_trains_to_about_the_same(tmp_path: Path) -> None:
+    eager = execute(tmp_path / "eager", "train.epochs=4")[1]
+    compiled = execute(tmp_path / "compiled", "train.epochs=4", "runtime.compile=true")[1]
+    assert compiled["id"] == eager["id"]
+    assert compiled["train"]["nll"] == pytest.approx(eager["train"]["nll"], rel=0.1)
+
+
+def test_noise_that_waits_stands_still_until_the_kl_acts(tmp_path: Path) -> None:
+    schedule = ["train.epochs=2", "train.kl_start=0.5", "train.kl_full=0.75"]
+    spread = {}
+    for waits in (False, True):
+        config = compose([*QUICK, *schedule, f"train.noise_waits={waits}", f"results_dir={tmp_path}"])
+        training = train.Training(config, Run(tmp_path, config.id), train.Stop())
+        bar = training._bar(10)
+        start = training.model.fc1.weight.detach().clone()  # type: ignore[union-attr,operator]
+        for epoch in (0, 1):
+            training.progress.epoch, training.progress.step = epoch, 0
+            training._epoch(len(training.data.train) // config.train.batch_size, bar, 0.0)
+            noise = training.model.fc1.noise.log_sigma2.detach()  # type: ignore[union-attr]
+            spread[waits, epoch] = (noise + 10.0).abs().max().item()
+        assert not torch.equal(training.model.fc1.weight, start)
+    assert spread[True, 0] == 0.0
+    assert spread[False, 0] > 0.0
+    assert spread[True, 1] > 0.0
+
+
 @pytest.mark.parametrize("precision", ["bf16_variance", "bf16"])
 def test_lower_precision_gives_convolutions_about_the_same_gradients(precision: str) -> None:
     config = compose(["model=lenet5", f"runtime.precision={precision}"])

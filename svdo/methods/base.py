@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from typing import ClassVar, TypeVar
 
 from torch import Tensor
 
-from ..config import Choice, UserError, check_rates
+from ..config import Choice, UserError, check_rates, require
 from ..layers import Noise, NoisyLayer, drawn_like
 
 METHODS: dict[str, type[Method]] = {}
@@ -25,6 +26,10 @@ class Method(Choice):
         """The noise of one Linear or Conv2d layer, called ``name`` in its network; None leaves the layer plain."""
         raise NotImplementedError
 
+    def noises(self, layers: Mapping[str, NoisyLayer]) -> dict[str, Noise | None]:
+        """``noise`` of each layer by name; a method whose layers share something overrides this instead."""
+        return {name: self.noise(layer, name) for name, layer in layers.items()}
+
 
 @dataclass
 class DropoutMethod(Method):
@@ -38,12 +43,21 @@ class DropoutMethod(Method):
 
     def rate(self, name: str) -> float:
         """The dropout rate p of the layer called ``name``."""
-        rates = self.rates or {"*": 0.5}
-        return next((rate for pattern, rate in reversed(list(rates.items())) if fnmatchcase(name, pattern)), 0.0)
+        return of_layer(self.rates or {"*": 0.5}, name, 0.0)
 
     def check(self) -> None:
         """Raise ``UserError`` on a rate outside [0, 1)."""
         check_rates("method.rates", self.rates)
+
+
+def of_layer(values: Mapping[str, float], name: str, default: float) -> float:
+    """The value of the last pattern that matches the layer called ``name``, or ``default``."""
+    return next((value for pattern, value in reversed(list(values.items())) if fnmatchcase(name, pattern)), default)
+
+
+def check_phase(start: float, stop: float) -> None:
+    """Raise ``UserError`` unless 0 <= start <= stop <= 1: the shares of training between which a method acts."""
+    require(0.0 <= start <= stop <= 1.0, f"method.start={start}, method.stop={stop}: they must lie in [0, 1], in this order")
 
 
 M = TypeVar("M", bound=type[Method])

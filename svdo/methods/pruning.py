@@ -1,0 +1,74 @@
+"""Magnitude pruning (Han, Pool, Tran, Dally 2015): train, remove small weights, retrain the rest; again, a little more.
+
+    a weight of a layer is removed where |w| < q std(w of that layer)
+
+The threshold grows from q / rounds to q in equal turns, each followed by training of the survivors from where they stood, with
+the mask fixed. L2 decay, which the paper found better than L1 when retraining, is ``train.weight_decay``. Biases stay.
+Published: LeNet-300-100 from 1.64 to 1.59 % error and LeNet-5 from 0.80 to 0.77 %, both with a twelfth of the weights.
+"""
+
+from dataclasses import dataclass, field
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from .. import schedule
+from ..config import require
+from ..layers import Noise, NoisyLayer
+from .base import Method, check_phase, method, of_layer
+
+
+class Magnitude(Noise):
+    """A mask that shrinks at the given shares of training; a removed weight stays removed."""
+
+    random: ClassVar[bool] = False
+
+    def __init__(self, layer: NoisyLayer, settings: "Pruning", quality: float) -> None:
+        super().__init__()
+        self.settings, self.quality = settings, quality
+        self.kept: Tensor
+        self.spread: Tensor
+        self.register_buffer("kept", torch.ones_like(layer.weight, dtype=torch.bool))
+        self.register_buffer("spread", layer.weight.detach().std(correction=0))
+
+    def posterior(self, weight: Tensor) -> tuple[Tensor, None]:
+        """The surviving weights; nothing is random."""
+        return weight * self.kept, None
+
+    def mask(self, weight: Tensor) -> Tensor:
+        """What has not been removed."""
+        return self.kept
+
+    def advance(self, weight: Tensor, step: int, steps: int) -> None:
+        """Remove |w| < q turn / rounds std(w), with the standard deviation that the layer had at the first turn."""
+        start, stop, rounds = self.settings.start, self.settings.stop, self.settings.rounds
+        for turn in range(1, rounds + 1):
+            if schedule.reached(start + (stop - start) * (turn - 1) / max(rounds - 1, 1), step, steps):
+                if turn == 1:
+                    self.spread.copy_(weight.std(correction=0))
+                self.kept &= weight.abs() >= self.quality * turn / rounds * self.spread
+
+
+@method
+@dataclass
+class Pruning(Method):
+    """``quality``: q per layer, by shell pattern; ``start``, ``stop``: shares of training of the first and last removal."""
+
+    label: ClassVar[str] = "Pruning"
+    name: str = "pruning"
+    quality: dict[str, float] = field(default_factory=dict)  # left out: 1.5 everywhere
+    start: float = 0.3
+    stop: float = 0.7
+    rounds: int = 10
+
+    def noise(self, layer: NoisyLayer, name: str) -> Magnitude:
+        """A mask on every layer; a layer that no pattern matches keeps all its weights."""
+        return Magnitude(layer, self, of_layer(self.quality or {"*": 1.5}, name, 0.0))
+
+    def check(self) -> None:
+        """Raise ``UserError`` on phases out of order, no rounds, or a negative quality."""
+        check_phase(self.start, self.stop)
+        require(self.rounds >= 1, f"method.rounds={self.rounds} is too small; it must be at least 1")
+        for pattern, quality in self.quality.items():
+            require(quality >= 0.0, f"method.quality[{pattern}]={quality} must not be negative")
