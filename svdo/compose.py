@@ -23,8 +23,9 @@ T = TypeVar("T")
 
 for _name, _cls in methods.METHODS.items():
     _node = OmegaConf.structured(_cls)
-    if "rates" in _node:
-        OmegaConf.set_struct(_node.rates, False)  # its keys are layer patterns: any is welcome
+    for _value in _node.values():
+        if isinstance(_value, DictConfig):
+            OmegaConf.set_struct(_value, False)  # its keys are layer patterns: any is welcome
     ConfigStore.instance().store(group="method", name=_name, node=_node, provider="svdo")
 
 
