@@ -74,8 +74,10 @@ class TrainConfig:
     lr: float = 1e-3
     lr_flat: float = 0.5  # the learning rate is constant for this share of training, then linear to 0
     kl_start: float = 0.025  # the KL weight is 0 up to this share of training,
-    kl_full: float = 0.1  # then grows linearly and is 1 from this share on
-    noise_waits: bool = False  # noise parameters learn at lr times the KL weight: not at all before it rises
+    kl_full: float = 0.1  # then grows linearly to kl_peak at this share,
+    kl_peak: float = 1.0  # from which
+    kl_settled: float = 1.0  # it falls linearly to 1 at this one
+    noise_waits: bool = False  # noise parameters learn at lr times the warm-up, 0 to 1: not at all before the KL acts
     momentum: float = 0.9  # Adam's beta 1, or SGD's momentum
     weight_decay: float = 0.0  # gradient wd * w on weight matrices and filters; never on noise parameters, biases, norms
 
@@ -86,11 +88,13 @@ class TrainConfig:
         _one_of("train.optimizer", self.optimizer, OPTIMIZERS)
         _at_least("train.lr", self.lr, 0.0)
         _at_least("train.weight_decay", self.weight_decay, 0.0)
-        for key in ("lr_flat", "kl_start", "kl_full"):
+        for key in ("lr_flat", "kl_start", "kl_full", "kl_settled"):
             _between(f"train.{key}", getattr(self, key), 0.0, 1.0)
         require(math.isfinite(self.lr), f"train.lr={self.lr} is not a finite number")
         require(0.0 <= self.momentum < 1.0, f"train.momentum={self.momentum} is out of range; it must lie in [0, 1)")
         require(self.kl_start <= self.kl_full, "train.kl_start must not exceed train.kl_full")
+        require(self.kl_full <= self.kl_settled, "train.kl_full must not exceed train.kl_settled")
+        require(1.0 <= self.kl_peak < math.inf, f"train.kl_peak={self.kl_peak} is out of range; it must be at least 1")
 
 
 @dataclass

@@ -19,7 +19,7 @@ def objective(logits: Tensor, labels: Tensor, kl: Tensor, n_train: int, kl_weigh
         labels: (batch,), class numbers.
         kl: KL(q || p) of the whole network, a scalar in nats.
         n_train: N, the number of training examples (augmentation does not change it).
-        kl_weight: the warm-up's factor in [0, 1].
+        kl_weight: the warm-up's factor.
     """
     return F.cross_entropy(logits, labels) + kl * (kl_weight / n_train)
 

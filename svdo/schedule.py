@@ -18,12 +18,14 @@ def learning_rate_factor(progress: float, flat: float) -> float:
     return (1.0 - min(progress, 1.0)) / (1.0 - flat)
 
 
-def kl_weight(progress: float, start: float, full: float) -> float:
-    """Warm-up of the KL term: 0 up to ``start``, linear to 1 at ``full``, then 1.
+def kl_weight(progress: float, start: float, full: float, peak: float = 1.0, settled: float = 1.0) -> float:
+    """Warm-up of the KL term: 0 up to ``start``, linear to ``peak`` at ``full``, linear to 1 at ``settled``, then 1.
 
-    With 200 epochs, ``start=5/200`` and ``full=20/200`` give the 2017 authors' ``rw_linear``: 0 at epochs 0 to 5, 1/15 at
-    epoch 6, 14/15 at epoch 19, 1 from epoch 20.
+    With 200 epochs, ``start=5/200``, ``full=20/200`` and the default peak of 1 give the 2017 authors' ``rw_linear``: 0 at
+    epochs 0 to 5, 1/15 at epoch 6, 14/15 at epoch 19, 1 from epoch 20.
     """
-    if progress >= full:
+    if progress >= settled:
         return 1.0
-    return 0.0 if progress <= start else (progress - start) / (full - start)
+    if progress >= full:
+        return peak + (1.0 - peak) * (progress - full) / (settled - full)
+    return 0.0 if progress <= start else peak * (progress - start) / (full - start)

@@ -141,7 +141,7 @@ class Training:
             while progress.epoch < train.epochs:
                 clock = time.perf_counter()
                 self._epoch(steps, bar, clock)
-                lr, weight = self._rates(progress.epoch, steps - 1, steps)
+                lr, _, weight = self._rates(progress.epoch, steps - 1, steps)
                 error = evaluate(self.model, held_out)["error"]
                 with torch.no_grad():
                     divergence = kl(self.model).item()
@@ -174,9 +174,9 @@ class Training:
         sums = progress.sums.to(self.device)
         self.stop.deferred = True
         for x, y in self.data.train.batches(train.batch_size, self.config.seed, progress.epoch, progress.step):
-            lr, weight = self._rates(progress.epoch, progress.step, steps)
+            lr, noise_lr, weight = self._rates(progress.epoch, progress.step, steps)
             for group in self.optimizer.param_groups:
-                group["lr"] = lr * group["scale"] * (weight if train.noise_waits and group["noise"] else 1.0)
+                group["lr"] = (noise_lr if group["noise"] else lr) * group["scale"]
             advance(self.model, progress.epoch * steps + progress.step, train.epochs * steps)
             with autocast:
                 logits = self.forward(x)
@@ -201,12 +201,14 @@ class Training:
         if not torch.isfinite(progress.sums).all():
             raise self._not_finite(None)
 
-    def _rates(self, epoch: int, step: int, steps: int) -> tuple[float, float]:
-        """Learning rate and KL weight of one step."""
+    def _rates(self, epoch: int, step: int, steps: int) -> tuple[float, float, float]:
+        """Learning rates of weights and of noise parameters, and the KL weight, of one step."""
         train = self.config.train
         share = (epoch + step / steps) / train.epochs
         lr = train.lr * schedule.learning_rate_factor(share, train.lr_flat)
-        return lr, schedule.kl_weight(share, train.kl_start, train.kl_full)
+        warmth = schedule.kl_weight(share, train.kl_start, train.kl_full)
+        weight = schedule.kl_weight(share, train.kl_start, train.kl_full, train.kl_peak, train.kl_settled)
+        return lr, lr * warmth if train.noise_waits else lr, weight
 
     def _save(self) -> None:
         state = {

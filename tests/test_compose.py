@@ -90,6 +90,8 @@ MISTAKES = {
     "train.epochs=ten": ["train.epochs", "'ten'", "Integer"],
     "train.lr=nan": ["train.lr=nan"],
     "train.kl_start=0.9": ["train.kl_start must not exceed train.kl_full"],
+    "train.kl_settled=0.05": ["train.kl_full must not exceed train.kl_settled"],
+    "train.kl_peak=0.5": ["train.kl_peak=0.5 is out of range", "at least 1"],
     "train.epoch=3": ["unknown key train.epoch", "did you mean train.epochs?"],
     "+foo=1": ["unknown key foo"],
     "~seed": ["seed is missing"],

@@ -48,6 +48,13 @@ def test_kl_weight_that_is_full_only_at_the_end_rises_all_the_way() -> None:
     assert [kl_weight(x, start=0.0, full=1.0) for x in (0.0, 0.25, 0.5, 1.0)] == [0.0, 0.25, 0.5, 1.0]
 
 
+@pytest.mark.parametrize(
+    ("progress", "weight"), [(0.0, 0.0), (0.1, 0.0), (0.2, 1.5), (0.3, 3.0), (0.5, 2.0), (0.6, 1.5), (0.7, 1.0), (1.0, 1.0)]
+)
+def test_kl_weight_can_rise_beyond_1_and_settle(progress: float, weight: float) -> None:
+    assert kl_weight(progress, start=0.1, full=0.3, peak=3.0, settled=0.7) == pytest.approx(weight, abs=1e-12)
+
+
 def test_both_schedules_stay_in_0_to_1_and_are_monotone() -> None:
     steps = [i / 997 for i in range(998)]
     for flat in (0.0, 0.3, 1.0):

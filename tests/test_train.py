@@ -42,7 +42,7 @@ def test_a_loss_that_is_not_finite_names_layer_and_step_and_keeps_the_checkpoint
     run = Run(tmp_path, config.id)
     real = train.Training._rates
 
-    def poison(self: train.Training, epoch: int, step: int, steps: int) -> tuple[float, float]:
+    def poison(self: train.Training, epoch: int, step: int, steps: int) -> tuple[float, float, float]:
         if (epoch, step) == (1, 4):
             self.model.get_submodule("fc3").bias.data.fill_(float("inf"))  # type: ignore[union-attr]
         return real(self, epoch, step, steps)
