@@ -8,6 +8,6 @@ for layer in svdo.sparsity(model): ...
 from .config import UserError
 from .conversion import advance, convert, kl
 from .layers import sampling
-from .prune import LayerSparsity, compression, masks, sparsity
+from .prune import LayerSparsity, compression, masks, sparsity, storage
 
-__all__ = ["LayerSparsity", "UserError", "advance", "compression", "convert", "kl", "masks", "sampling", "sparsity"]
+__all__ = ["LayerSparsity", "UserError", "advance", "compression", "convert", "kl", "masks", "sampling", "sparsity", "storage"]

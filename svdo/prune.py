@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import heapq
 from dataclasses import dataclass
 
 import torch
@@ -36,17 +37,50 @@ def masks(module: nn.Module) -> dict[str, Tensor]:
 
 def sparsity(module: nn.Module) -> list[LayerSparsity]:
     """Weights and surviving weights of every Linear and Conv2d layer, noisy or plain, in definition order."""
-    with torch.no_grad():
-        layers = list(weight_layers(module))
-        counts = [
-            (layer.pruned_weight() if isinstance(layer, NoisyLayer) else layer.weight).count_nonzero() for _, layer in layers
-        ]
-        # One transfer for the whole network, not one per layer.
-        numbers = torch.stack(counts).tolist() if counts else []
-    return [LayerSparsity(name, layer.weight.numel(), n) for (name, layer), n in zip(layers, numbers, strict=True)]
+    weights = _evaluation_weights(module)
+    # One transfer for the whole network, not one per layer.
+    numbers = torch.stack([weight.count_nonzero() for weight in weights.values()]).tolist() if weights else []
+    return [LayerSparsity(name, weight.numel(), n) for (name, weight), n in zip(weights.items(), numbers, strict=True)]
+
+
+@torch.no_grad()
+def _evaluation_weights(module: nn.Module) -> dict[str, Tensor]:
+    return {
+        name: layer.pruned_weight() if isinstance(layer, NoisyLayer) else layer.weight for name, layer in weight_layers(module)
+    }
 
 
 def compression(layers: list[LayerSparsity]) -> float:
     """|W| / |W != 0| over the layers; infinite where nothing is left."""
     weights, nonzero = sum(layer.weights for layer in layers), sum(layer.nonzero for layer in layers)
     return weights / nonzero if nonzero else float("inf")
+
+
+def storage(module: nn.Module) -> float:
+    """How many times smaller the kept weights can be stored than all of them in float32; infinite where nothing is left.
+
+    Each layer is a list of gaps between kept weights and a list of their values. Either list takes a Huffman code with its
+    table, a float32 or a 32-bit gap per entry, or, where that is shorter, 32 bits per item.
+    """
+    full = used = 0
+    for weight in _evaluation_weights(module).values():
+        flat = weight.flatten().float().cpu()
+        places = flat.nonzero().flatten()
+        full += 32 * flat.numel()
+        for items in (places.diff(prepend=places.new_zeros(1)), flat[places]):
+            counts = items.unique(return_counts=True)[1].tolist()
+            used += min(_huffman_bits(counts) + 32 * len(counts), 32 * len(items))
+    return full / used if used else float("inf")
+
+
+def _huffman_bits(counts: list[int]) -> int:
+    """Length of the text in the best prefix code for symbols that occur so often: the sum of all merged weights."""
+    heap, total = list(counts), 0
+    if len(heap) == 1:
+        return heap[0]
+    heapq.heapify(heap)
+    while len(heap) > 1:
+        merged = heapq.heappop(heap) + heapq.heappop(heap)
+        total += merged
+        heapq.heappush(heap, merged)
+    return total

@@ -27,7 +27,7 @@ from .layers import Noise, noisy_layers, weight_layers
 from .methods import Method
 from .models import Model, build
 from .objective import objective
-from .prune import compression, sparsity
+from .prune import compression, sparsity, storage
 from .runs import Record, Run
 
 SAMPLES = 10  # noisy passes in the sampled evaluation of a record
@@ -270,6 +270,7 @@ class Training:
             "nonzero": nonzero,
             "sparsity": 100.0 * (1.0 - nonzero / weights),
             "compression": _finite(compression(layers)),
+            "storage": _finite(storage(model)),
             "epochs": self.progress.epoch,
             "seconds": round(self.progress.seconds, 3),
             "provenance": machine.provenance(config.runtime, self.device, self.started),

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 import svdo
-from svdo import LayerSparsity
+from svdo import LayerSparsity, prune
 
 
 def network() -> nn.Sequential:
@@ -102,3 +102,37 @@ def test_a_layer_used_twice_counts_once() -> None:
     shared = nn.Linear(4, 4)
     model = svdo.convert(nn.Sequential(shared, nn.ReLU(), shared), "sparsevd")
     assert sum(s.weights for s in svdo.sparsity(model)) == 16
+
+
+def test_storage_counts_the_bits_of_gaps_and_values() -> None:
+    layer = nn.Linear(10, 10, bias=False)
+    with torch.no_grad():
+        layer.weight.zero_()
+        layer.weight.view(-1)[torch.tensor([4, 8, 12, 16, 20, 24, 28, 60])] = torch.tensor(
+            [0.5, 0.5, 0.5, 0.5, 0.5, 0.5, -2.0, 1.0]
+        )
+    # Gaps: seven 4s and a 32, one bit each; values: 0.5 in one bit, the others in two. Either table has 32 bits per entry.
+    gaps, values = 8 * 1 + 2 * 32, 6 * 1 + 2 * 2 + 3 * 32
+    assert svdo.storage(layer) == pytest.approx(32 * 100 / (gaps + values))
+
+
+def test_storage_never_exceeds_plain_pairs_and_knows_the_empty_network() -> None:
+    torch.manual_seed(0)
+    dense = nn.Linear(30, 30)
+    # Values that never repeat cost 32 bits each; gaps of a dense layer are all 1 but the first.
+    assert svdo.storage(dense) == pytest.approx(32 * 900 / (32 * 900 + 900 + 2 * 32))
+    with torch.no_grad():
+        dense.weight.zero_()
+    assert svdo.storage(dense) == float("inf")
+    with torch.no_grad():
+        dense.weight[3, 4] = 1.0
+    assert svdo.storage(dense) == pytest.approx(32 * 900 / (32 + 32))
+
+
+def test_huffman_codes_are_within_a_bit_of_the_entropy() -> None:
+    generator = torch.Generator().manual_seed(0)
+    for _ in range(20):
+        counts = torch.randint(1, 1000, (17,), generator=generator).tolist()
+        total = sum(counts)
+        entropy = -sum(n * math.log2(n / total) for n in counts)
+        assert entropy <= prune._huffman_bits(counts) < entropy + total
