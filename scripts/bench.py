@@ -243,7 +243,7 @@ def main() -> None:
     """Measure, print, write."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
     parser.add_argument("--device", default="auto")
-    parser.add_argument("--networks", default="lenet300,lenet5,vgg k=0.25")
+    parser.add_argument("--networks", help=f"of: {', '.join(NETWORKS)} (default: all on a GPU, else all but the last)")
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--results-dir", type=Path, default=Path("results"))
     parser.add_argument("--compile", action="store_true", help="time compiled steps, too (the default on a GPU)")
@@ -265,7 +265,8 @@ def main() -> None:
     kinds = ["dense", "dense+", "binary", "sparsevd", "sparsevd bf16_variance", "sparsevd bf16"]
     kinds += ["sparsevd compiled"] * (arguments.compile or device.type == "cuda")
     results, memory = {}, {}
-    for name in arguments.networks.split(","):
+    names = arguments.networks.split(",") if arguments.networks else list(NETWORKS)[: None if device.type == "cuda" else -1]
+    for name in names:
         steps = {kind: training_step(name, kind, device) for kind in kinds} | {"products alone": products_alone(name, device)}
         results[name] = timed(steps, NETWORKS[name][2], arguments.rounds, device)
         memory[name] = {kind: peak_memory(name, kind) for kind in kinds} if device.type == "cpu" else {}
