@@ -25,7 +25,7 @@ bench: $(STAMP)  ## time training steps and the data feed; writes results/benchm
 	$(BIN)/python scripts/bench.py
 
 demo: $(STAMP)  ## train LeNet-5 with Sparse VD on MNIST, the short way
-	$(BIN)/svdo-run model=lenet5 method=sparsevd train=fast
+	$(BIN)/svdo-run model=lenet5 method=sparsevd train=fast train.epochs=20
 
 test: $(STAMP)  ## lint, type check and the tests
 	$(BIN)/ruff check .
