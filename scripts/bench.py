@@ -191,10 +191,19 @@ def peak_memory(name: str, kind: str) -> float:
     return float(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
 
 
-def busy() -> str:
-    """A warning where other processes use this machine, else nothing."""
-    load_average = os.getloadavg()[0]
-    return f"other processes were running (load {load_average:.1f}); do not quote these figures" if load_average > 1.3 else ""
+def _others_seconds() -> float:
+    """Processor seconds that this machine has spent on anything but this process and its finished children."""
+    fields = [int(field) for field in Path("/proc/stat").read_text().split("\n", 1)[0].split()[1:]]
+    idle = fields[3] + fields[4]
+    return (sum(fields[:8]) - idle) / os.sysconf("SC_CLK_TCK") - sum(os.times()[:4])
+
+
+def busy(others: float, since: float) -> str:
+    """A warning where other processes used this machine ``since`` then, when theirs were ``others`` seconds; else nothing."""
+    cores = (_others_seconds() - others) / (time.perf_counter() - since)
+    return (
+        f"other processes used {cores:.1f} of this machine's cores meanwhile; do not quote these figures" if cores > 0.2 else ""
+    )
 
 
 def report(
@@ -261,7 +270,7 @@ def main() -> None:
             step()
         print(_high_water() - before)
         return
-    warnings = [busy()]
+    others, since = _others_seconds(), time.perf_counter()
     kinds = ["dense", "dense+", "binary", "sparsevd", "sparsevd bf16_variance", "sparsevd bf16"]
     kinds += ["sparsevd compiled"] * (arguments.compile or device.type == "cuda")
     results, memory = {}, {}
@@ -275,14 +284,13 @@ def main() -> None:
         for name in ("lenet300", "lenet5")
         if name in results
     }
-    warnings.append(busy())
     feeding = feed() if device.type == "cpu" else {}
     notes = [
         f"torch {torch.__version__}, {machine.device_name(device)}, batch {BATCH}, {arguments.rounds} rounds. x dense: over the"
         " dense step in torch's default settings. x limit: over twice the products alone, which is what a mean and a variance"
         " path must compute. dense+ has what the noisy steps have too: channels_last and fused Adam. peak MiB: of three"
         " such steps in a fresh process, beyond torch itself.",
-        *dict.fromkeys(filter(None, warnings)),
+        *filter(None, [busy(others, since)]),
     ]
     text = report(results, memory, epochs, feeding, notes)
     print(text)
