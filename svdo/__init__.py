@@ -8,6 +8,18 @@ for layer in svdo.sparsity(model): ...
 from .config import UserError
 from .conversion import advance, convert, kl
 from .layers import sampling
-from .prune import LayerSparsity, compression, masks, sparsity, storage
+from .prune import LayerSparsity, at_threshold, compression, masks, sparsity, storage
 
-__all__ = ["LayerSparsity", "UserError", "advance", "compression", "convert", "kl", "masks", "sampling", "sparsity", "storage"]
+__all__ = [
+    "LayerSparsity",
+    "UserError",
+    "advance",
+    "at_threshold",
+    "compression",
+    "convert",
+    "kl",
+    "masks",
+    "sampling",
+    "sparsity",
+    "storage",
+]

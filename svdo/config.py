@@ -105,12 +105,14 @@ class RuntimeConfig:
     precision: str = "fp32"
     threads: int = 0  # 0: torch's own choice
     compile: bool = False  # torch.compile of the training pass; on CUDA replayed as captured graphs
+    snapshots: int = 0  # keep the thresholded weights after every so many epochs, beside the record (0: never)
     progress: bool = True
 
     def check(self) -> None:
         """Raise ``UserError`` on an unknown choice or an impossible number."""
         _one_of("runtime.precision", self.precision, PRECISIONS)
         _at_least("runtime.threads", self.threads, 0)
+        _at_least("runtime.snapshots", self.snapshots, 0)
 
 
 @dataclass

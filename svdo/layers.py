@@ -34,6 +34,7 @@ class Noise(nn.Module):
 
     random: ClassVar[bool] = True  # whether two training passes differ
     learning_rates: ClassVar[Mapping[str, float]] = {}
+    threshold: float | None = None  # the log alpha from which evaluation removes a weight, where there is one
 
     def perturb(self, x: Tensor) -> Tensor:
         """Pre-linear noise: the layer's input times the noise, of the same shape."""

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import heapq
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -35,16 +37,31 @@ def masks(module: nn.Module) -> dict[str, Tensor]:
         return found
 
 
+@contextmanager
+def at_threshold(module: nn.Module, threshold: float) -> Iterator[None]:
+    """Within, a weight is removed where its log alpha is at least ``threshold``; layers that remove none by log alpha stay."""
+    noises = [layer.noise for _, layer in noisy_layers(module) if layer.noise.threshold is not None]
+    before = [noise.threshold for noise in noises]
+    try:
+        for noise in noises:
+            noise.threshold = threshold
+        yield
+    finally:
+        for noise, value in zip(noises, before, strict=True):
+            noise.threshold = value
+
+
 def sparsity(module: nn.Module) -> list[LayerSparsity]:
     """Weights and surviving weights of every Linear and Conv2d layer, noisy or plain, in definition order."""
-    weights = _evaluation_weights(module)
+    weights = evaluation_weights(module)
     # One transfer for the whole network, not one per layer.
     numbers = torch.stack([weight.count_nonzero() for weight in weights.values()]).tolist() if weights else []
     return [LayerSparsity(name, weight.numel(), n) for (name, weight), n in zip(weights.items(), numbers, strict=True)]
 
 
 @torch.no_grad()
-def _evaluation_weights(module: nn.Module) -> dict[str, Tensor]:
+def evaluation_weights(module: nn.Module) -> dict[str, Tensor]:
+    """The weights that evaluation uses, 0 where removed, by the dotted name of their layer."""
     return {
         name: layer.pruned_weight() if isinstance(layer, NoisyLayer) else layer.weight for name, layer in weight_layers(module)
     }
@@ -63,7 +80,7 @@ def storage(module: nn.Module) -> float:
     table, a float32 or a 32-bit gap per entry, or, where that is shorter, 32 bits per item.
     """
     full = used = 0
-    for weight in _evaluation_weights(module).values():
+    for weight in evaluation_weights(module).values():
         flat = weight.flatten().float().cpu()
         places = flat.nonzero().flatten()
         full += 32 * flat.numel()

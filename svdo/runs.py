@@ -3,6 +3,7 @@
 result.json    the record, written last and atomically: its presence means the run is done
 metrics.jsonl  one line per epoch
 weights.pt     the trained network, tensors only
+epoch-N.pt     with runtime.snapshots, the thresholded weights after epoch N
 checkpoint.pt  where to resume; gone once the run is done
 lock           held while a process trains the run
 error.txt      the traceback of the last failure; gone once the run goes on
@@ -23,6 +24,7 @@ from .checkpoint import write_atomically
 from .config import UserError
 
 Record = dict[str, Any]
+REBUILT = "rebuilt"
 
 
 class Run:
@@ -36,6 +38,15 @@ class Run:
         self.error = self.folder / "error.txt"
         self.record = self.folder / "result.json"
         self._metrics = self.folder / "metrics.jsonl"
+
+    def snapshot(self, epoch: int) -> Path:
+        """Where the thresholded weights after that epoch are kept."""
+        return self.folder / f"epoch-{epoch}.pt"
+
+    def snapshots(self) -> dict[int, Path]:
+        """The files that ``snapshot`` named and that exist, by epoch in order."""
+        found = {int(path.stem.removeprefix("epoch-")): path for path in self.folder.glob("epoch-*.pt")}
+        return dict(sorted(found.items()))
 
     def result(self) -> Record | None:
         """The record, or None while the run is not done; raises ``UserError`` where the file is damaged."""
@@ -99,6 +110,15 @@ class Run:
         write_atomically(self.record, lambda file: file.write(text.encode()))
         for path in (self.checkpoint, self.error):
             path.unlink(missing_ok=True)
+
+
+def with_weights(results_dir: str | Path, id: str) -> Run | None:
+    """The run where its weights are at hand: in its folder, or trained again in ``<results_dir>/rebuilt``; else None.
+
+    Records are kept with the project and weights are not, so a run can be done without them.
+    """
+    runs = (Run(store, id) for store in (results_dir, Path(results_dir) / REBUILT))
+    return next((run for run in runs if run.weights.exists() and run.result() is not None), None)
 
 
 def finished(results_dir: str | Path) -> Iterator[Record]:

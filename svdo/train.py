@@ -27,8 +27,8 @@ from .layers import Noise, noisy_layers, weight_layers
 from .methods import Method
 from .models import Model, build
 from .objective import objective
-from .prune import compression, sparsity, storage
-from .runs import Record, Run
+from .prune import compression, evaluation_weights, sparsity, storage
+from .runs import REBUILT, Record, Run, with_weights
 
 SAMPLES = 10  # noisy passes in the sampled evaluation of a record
 
@@ -163,6 +163,8 @@ class Training:
                 self.run.append(line)
                 bar.write(lines.line(line), file=sys.stdout)
                 sys.stdout.flush()
+                if (every := self.config.runtime.snapshots) and progress.epoch % every == 0:
+                    checkpoint.save(self.run.snapshot(progress.epoch), evaluation_weights(self.model))
                 self._save()
         advance(self.model, train.epochs * steps, train.epochs * steps)
 
@@ -283,11 +285,19 @@ class Training:
         return record
 
 
-def _network(config: Config, data: Data) -> nn.Module:
+def trained(config: Config, run: Run) -> tuple[nn.Module, Data]:
+    """The network of a finished run whose weights are at hand, and its data, on the CPU."""
+    data = prepare(config.dataset, load(config.dataset.name, Path(config.data_dir).expanduser()), torch.device("cpu"))
+    model = _network(config, data, trained=True)
+    model.load_state_dict(checkpoint.load(run.weights))
+    return model.to(memory_format=torch.channels_last), data
+
+
+def _network(config: Config, data: Data, trained: bool = False) -> nn.Module:
     assert isinstance(config.model, Model)
     assert isinstance(config.method, Method)
     network = build(config.model, data.shape, data.classes, config.seed)
-    if config.pretrained:
+    if config.pretrained and not trained:
         _start_from(network, config)
     model = convert(network, config.method)
     if config.runtime.precision == "bf16_variance":
@@ -299,11 +309,13 @@ def _network(config: Config, data: Data) -> nn.Module:
 def _start_from(network: nn.Module, config: Config) -> None:
     parent = Run(config.results_dir, config.pretrained)
     require(parent.result() is not None, f"pretrained={config.pretrained}: no finished run in {parent.folder}")
-    require(
-        parent.weights.exists(),
-        f"pretrained={config.pretrained}: {parent.weights} is missing; delete that run's result.json and train it again",
-    )
-    weights = checkpoint.load(parent.weights)
+    found = with_weights(config.results_dir, config.pretrained)
+    if found is None:
+        again = Path(config.results_dir) / REBUILT
+        raise UserError(
+            f"pretrained={config.pretrained}: {parent.weights} is missing; train that run again with results_dir={again}"
+        )
+    weights = checkpoint.load(found.weights)
     try:
         network.load_state_dict({key: value for key, value in weights.items() if "noise." not in key})
     except RuntimeError:

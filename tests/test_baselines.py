@@ -16,6 +16,7 @@ import svdo
 from svdo import schedule, train
 from svdo.compose import compose
 from svdo.config import UserError
+from svdo.methods import sws
 from svdo.methods.sws import OTHERS_PRIOR, ZERO_PRIOR, Mixture, SharedWeights
 
 
@@ -162,8 +163,8 @@ def test_the_penalty_is_that_of_the_mixture_and_its_hyper_prior() -> None:
     shares = torch.cat([torch.tensor([0.99]), 0.01 * torch.softmax(mixture.log_shares, 0)])
     means, spread = torch.cat([torch.zeros(1), mixture.means]), (-0.5 * mixture.log_precisions).exp()
     oracle = MixtureSameFamily(Categorical(shares), Normal(means, spread))
-    ours = torch.logsumexp(mixture.log_joint(weight), 1)
-    torch.testing.assert_close(ours, oracle.log_prob(weight.flatten()), rtol=1e-6, atol=1e-6)
+    ours = mixture.log_likelihood(weight)
+    torch.testing.assert_close(ours, oracle.log_prob(weight.flatten()).sum(), rtol=1e-6, atol=1e-6)
 
     def gamma(precisions: Tensor) -> Tensor:
         a, b = torch.tensor([ZERO_PRIOR] + [OTHERS_PRIOR] * 4, dtype=torch.float64).T
@@ -175,13 +176,26 @@ def test_the_penalty_is_that_of_the_mixture_and_its_hyper_prior() -> None:
     assert mixture.hyper_penalty() > 0
 
 
+def test_the_penalty_in_pieces_has_the_gradient_of_the_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sws._LogLikelihood, "PIECE", 8)
+    mixture, weight = scattered(), (0.5 * torch.randn(5, 6, dtype=torch.float64)).requires_grad_()
+    parameters = [weight, *mixture.parameters()]
+    log_shares, means, log_precisions = mixture.components()
+    normal = Normal(means, (-0.5 * log_precisions).exp())
+    whole = torch.logsumexp(log_shares + normal.log_prob(weight.reshape(-1, 1)), 1).sum()
+    expected = torch.autograd.grad(3.0 * whole, parameters)
+    found = torch.autograd.grad(3.0 * mixture.log_likelihood(weight), parameters)
+    for ours, theirs in zip(found, expected, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-6, atol=1e-8)
+
+
 def test_one_mixture_serves_all_layers_and_its_hyper_prior_counts_once() -> None:
     torch.manual_seed(0)
     model = svdo.convert(nn.Sequential(nn.Linear(5, 4), nn.Linear(4, 3)), "sws", tau=0.01)
     assert model[0].noise.mixture is model[1].noise.mixture
     mixture = model[0].noise.mixture
     everything = torch.cat([model[0].weight.flatten(), model[1].weight.flatten()])
-    expected = 0.01 * (mixture.hyper_penalty() - torch.logsumexp(mixture.log_joint(everything), 1).sum())
+    expected = 0.01 * (mixture.hyper_penalty() - mixture.log_likelihood(everything))
     torch.testing.assert_close(svdo.kl(model), expected)
 
 

@@ -22,7 +22,7 @@ REMOVE, SPLICE = 0.9, 1.1
 
 
 class Surgery(Noise):
-    """The mask T and the layer's threshold t."""
+    """The mask T and the layer's t."""
 
     random: ClassVar[bool] = False
 
@@ -30,9 +30,9 @@ class Surgery(Noise):
         super().__init__()
         self.settings, self.crispness = settings, crispness
         self.kept: Tensor
-        self.threshold: Tensor
+        self.limit: Tensor
         self.register_buffer("kept", torch.ones_like(layer.weight, dtype=torch.bool))
-        self.register_buffer("threshold", layer.weight.new_zeros(()))
+        self.register_buffer("limit", layer.weight.new_zeros(()))
 
     def posterior(self, weight: Tensor) -> tuple[Tensor, None]:
         """W o T with the gradient of W; nothing is random."""
@@ -47,11 +47,11 @@ class Surgery(Noise):
         settings = self.settings
         size = weight.abs()
         if schedule.reached(settings.start, step, steps):
-            self.threshold.copy_((size.mean() + self.crispness * size.std(correction=0)).clamp_min(0.0))
+            self.limit.copy_((size.mean() + self.crispness * size.std(correction=0)).clamp_min(0.0))
         if settings.start * steps <= step < settings.stop * steps:
             chance = (1.0 + settings.gamma * (step - settings.start * steps)) ** -settings.power
             if torch.rand(()).item() < chance:
-                self.kept.logical_and_(size > REMOVE * self.threshold).logical_or_(size > SPLICE * self.threshold)
+                self.kept.logical_and_(size > REMOVE * self.limit).logical_or_(size > SPLICE * self.limit)
 
 
 @method

@@ -30,6 +30,8 @@ class AdditiveNoise(Noise):
     a removed dense one keeps its noise and so feels the likelihood (as the 2017 authors' released code does).
     """
 
+    threshold: float
+
     def __init__(self, layer: NoisyLayer, settings: "SparseVD") -> None:
         super().__init__()
         self.log_sigma2 = nn.Parameter(torch.full_like(layer.weight, settings.log_sigma2))
@@ -62,6 +64,8 @@ class MultiplicativeNoise(Noise):
 
     It starts from the log alpha that ``log_sigma2`` gives the initial weights.
     """
+
+    threshold: float
 
     def __init__(self, layer: NoisyLayer, settings: "SparseVD") -> None:
         super().__init__()

@@ -16,6 +16,7 @@ from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import FunctionCtx, once_differentiable
 
 from ..config import require
 from ..layers import Noise, NoisyLayer
@@ -47,13 +48,21 @@ class Mixture(nn.Module):
         zero = self.means.new_tensor([math.log(self.zero_share)])
         return torch.cat([zero, log_shares]), torch.cat([self.means.new_zeros(1), self.means]), self.log_precisions
 
-    def log_joint(self, weight: Tensor) -> Tensor:
-        """log pi_j + log N(w | mu_j, 1 / lambda_j): (weights, components + 1), by one product with (w^2, w, 1)."""
+    def coefficients(self) -> Tensor:
+        """Of w^2, w and 1 in log pi_j + log N(w | mu_j, 1 / lambda_j), a (components + 1, 3) matrix."""
         log_shares, means, log_precisions = self.components()
-        precisions, w = log_precisions.exp(), weight.flatten()
+        precisions = log_precisions.exp()
         constants = log_shares + 0.5 * (log_precisions - math.log(2.0 * math.pi) - precisions * means.square())
-        coefficients = torch.stack([-0.5 * precisions, precisions * means, constants])
-        return torch.stack([w.square(), w, torch.ones_like(w)], 1) @ coefficients
+        return torch.stack([-0.5 * precisions, precisions * means, constants], 1)
+
+    def log_likelihood(self, weight: Tensor) -> Tensor:
+        """sum_w log p(w), a scalar."""
+        result: Tensor = _LogLikelihood.apply(weight.flatten(), self.coefficients())
+        return result
+
+    def owners(self, weight: Tensor) -> Tensor:
+        """The number of each weight's most responsible component, of ``weight``'s shape."""
+        return (self.coefficients() @ _powers(weight.flatten())).argmax(0).view_as(weight)
 
     def hyper_penalty(self) -> Tensor:
         """-log Gamma(lambda | a, b) summed over components, a scalar that is 0 where every precision is the prior's mode."""
@@ -95,6 +104,43 @@ def _divergence(p: tuple[list[int], float, float, float], q: tuple[list[int], fl
     return 0.5 * (math.log(variance2 / variance) + (variance + (mean - mean2) ** 2) / variance2 - 1.0)
 
 
+def _powers(w: Tensor) -> Tensor:
+    return torch.stack([w.square(), w, torch.ones_like(w)])
+
+
+class _LogLikelihood(torch.autograd.Function):
+    """sum_w log sum_j exp(c_j0 w^2 + c_j1 w + c_j2) with its gradient, in pieces that stay in a CPU's cache.
+
+    As one graph over all (weights, components + 1) terms it takes several times as long as the rest of a training step.
+    """
+
+    PIECE = 16384
+
+    @staticmethod
+    def forward(ctx: FunctionCtx, w: Tensor, coefficients: Tensor) -> Tensor:
+        total, for_w, for_c = w.new_zeros(()), torch.empty_like(w), torch.zeros_like(coefficients)
+        for start in range(0, len(w), _LogLikelihood.PIECE):
+            piece = w[start : start + _LogLikelihood.PIECE]
+            powers = _powers(piece)
+            terms = coefficients @ powers
+            largest = terms.amax(0)
+            terms.sub_(largest).exp_()
+            sums = terms.sum(0)
+            total += (sums.log() + largest).sum()
+            shares = terms.div_(sums)
+            quadratic, linear = coefficients[:, :2].T @ shares
+            for_w[start : start + len(piece)] = linear + 2.0 * quadratic * piece
+            for_c.addmm_(shares, powers.T)
+        ctx.save_for_backward(for_w, for_c)
+        return total
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: FunctionCtx, *grad_outputs: Tensor) -> tuple[Tensor, Tensor]:
+        for_w, for_c = ctx.saved_tensors  # type: ignore[attr-defined]
+        return grad_outputs[0] * for_w, grad_outputs[0] * for_c
+
+
 class SharedWeights(Noise):
     """One layer's part in the mixture's penalty."""
 
@@ -108,8 +154,7 @@ class SharedWeights(Noise):
 
     def kl(self, weight: Tensor) -> Tensor:
         """tau (-sum_w log p(w)), and this layer's equal part of the hyper-prior's penalty."""
-        likelihood = torch.logsumexp(self.mixture.log_joint(weight), 1).sum()
-        return self.tau * (self.part * self.mixture.hyper_penalty() - likelihood)
+        return self.tau * (self.part * self.mixture.hyper_penalty() - self.mixture.log_likelihood(weight))
 
     def mask(self, weight: Tensor) -> Tensor:
         """w != 0; none is 0 before the weights are shared."""
@@ -118,8 +163,7 @@ class SharedWeights(Noise):
     def advance(self, weight: Tensor, step: int, steps: int) -> None:
         """After the last step, give each weight the mean of its most responsible component."""
         if step == steps:
-            owners = self.mixture.log_joint(weight).argmax(1)
-            weight.copy_(self.mixture.merged_means()[owners].view_as(weight))
+            weight.copy_(self.mixture.merged_means()[self.mixture.owners(weight)])
 
 
 @method
