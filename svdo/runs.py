@@ -86,6 +86,15 @@ class Run:
             lock.flush()
             yield
 
+    def busy(self) -> bool:
+        """Whether some process is training it now."""
+        with contextlib.suppress(OSError), open(self.folder / "lock") as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                return True
+        return False
+
     def epochs(self) -> list[Record]:
         """The lines of ``metrics.jsonl``, oldest first."""
         try:

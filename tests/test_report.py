@@ -1,7 +1,8 @@
 """Declared tables: planned, collected, rendered and judged from records."""
 
-import copy
 import json
+import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +11,9 @@ from conftest import Command
 
 from svdo.compose import compose
 from svdo.config import UserError
-from svdo.report import collect, render, spec
-from svdo.report.spec import Column
+from svdo.report import cli, collect, figures, render, spec, watch
+from svdo.report.spec import Column, Figure, Row
+from svdo.runs import finished
 
 
 def record(overrides: tuple[str, ...], error: float, compression: float) -> dict[str, Any]:
@@ -28,6 +30,8 @@ def record(overrides: tuple[str, ...], error: float, compression: float) -> dict
         "compression": compression,
         "epochs": config.train.epochs,
         "seconds": 60.0,
+        "storage": 2.0,
+        "provenance": {"device": "cpu (x86_64, 2 threads)", "threads": 2},
     }
 
 
@@ -39,10 +43,12 @@ def put(folder: Path, content: dict[str, Any]) -> None:
 
 @pytest.fixture
 def report() -> spec.Report:
-    """The MNIST table with three seeds."""
-    report = copy.deepcopy(spec.load("mnist"))
-    report.seeds = [0, 1, 2]
-    return report
+    """Two rows of the MNIST table, one of them quoted only."""
+    columns = spec.load("mnist").columns
+    published = {"test.error": 1.92, "layers": [98.9, 97.2, 62.0], "compression": 68}
+    measured = Row("LeNet-300-100", "Sparse VD", ["model=lenet300", "method=sparsevd"], published=published, source="2017")
+    quoted = Row("LeNet-300-100", "SWS", published={"test.error": 1.94}, source="2017")
+    return spec.Report("mini", "Mini", seeds=[0, 1, 2], columns=columns, rows=[quoted, measured])
 
 
 def collected(report: spec.Report, folder: Path) -> list[tuple[spec.Row, list[collect.Planned]]]:
@@ -55,7 +61,13 @@ def test_every_declared_report_loads_and_its_rows_compose(name: str) -> None:
     for row in report.rows:
         assert row.published or row.overrides
         assert bool(row.published) == bool(row.source), f"{row.label}: a published number needs its source"
-        assert len(collect.runs(report, row)) == (0 if row.overrides is None else len(report.seeds))
+        seeds = report.seeds if row.seeds is None else row.seeds
+        planned = collect.runs(report, row)
+        assert len(planned) == (0 if row.overrides is None else len(seeds))
+        assert all(run.config.pretrained == (run.parent.config.id if run.parent else "") for run in planned)
+    for figure in report.figures:
+        assert figure.draw in figures.DRAW
+        assert len(collect.watched(report, figure)) == len(figure.runs)
 
 
 def test_an_unknown_report_is_refused_with_the_choices() -> None:
@@ -71,7 +83,7 @@ def test_cells_are_mean_and_spread_over_the_seeds_that_are_done(report: spec.Rep
     cells = [cell.strip() for cell in row.strip("|").split("|")]
     assert cells == [
         "LeNet-300-100", "Sparse VD", "1.92", "1.90 ± 0.14", "98.9 - 97.2 - 62.0", "98.0 - 96.0",
-        "68", "71 ± 1", "2 of 3", "1.0",
+        "68", "71 ± 1", "", "2 ± 0", "2 of 3", "2.0",
     ]  # fmt: skip
     assert "| quoted |" in text
     assert compose(["model=lenet300", "seed=1"]).id in text
@@ -94,27 +106,29 @@ def test_the_verdict_on_a_cell(measured: float | None, better: str, word: str) -
 
 def test_plan_names_what_is_missing_and_its_time(svdo_run: Command, tmp_path: Path) -> None:
     def plan() -> list[str]:
-        done = svdo_run("plan", "mnist", program="svdo.report.cli")
+        done = svdo_run("plan", "fast", program="svdo.report.cli")
         assert done.returncode == 0, done.stderr
         return done.stdout.splitlines()
 
+    run = ("model=lenet300", "method=sparsevd", "train=fast")
     first = plan()
-    assert "svdo-run dataset=mnist model=lenet300 method=sparsevd seed=0   # not timed yet" in first
-    assert first[-1].startswith("mnist: 0 of 4 runs done, 4 missing")
-    put(tmp_path / "results", record(("model=lenet300", "method=sparsevd", "seed=5"), 1.9, 70.0))
-    assert "svdo-run dataset=mnist model=lenet300 method=sparsevd seed=0   # 1.0 min" in plan()
-    put(tmp_path / "results", record(("model=lenet300", "method=sparsevd", "seed=0"), 1.9, 70.0))
+    line = "svdo-run dataset=mnist method=sparsevd train=fast model=lenet300 seed=0"
+    assert f"{line}   # not timed yet" in first
+    assert first[-1] == "fast: 0 of 6 runs done, 6 missing, not timed yet"
+    put(tmp_path / "results", record((*run, "seed=5"), 1.9, 70.0))
+    assert f"{line}   # 1.0 min" in plan()
+    put(tmp_path / "results", record((*run, "seed=0"), 1.9, 70.0))
     last = plan()
-    assert len(last) == len(first) - 1
-    assert last[-1].startswith("mnist: 1 of 4 runs done, 3 missing")
+    assert not any(text.startswith(line) for text in last)
+    assert last[-1] == "fast: 1 of 6 runs done, 5 missing, about 2.0 min, some not timed yet"
 
 
 def test_render_writes_three_files_and_check_judges(svdo_run: Command, tmp_path: Path) -> None:
-    put(tmp_path / "results", record(("model=lenet300", "method=sparsevd", "seed=0"), 1.9, 10.0))
-    assert svdo_run("render", "mnist", program="svdo.report.cli").returncode == 0
+    put(tmp_path / "results", record(("model=lenet300", "method=sparsevd", "train=fast", "seed=0"), 1.9, 10.0))
+    assert svdo_run("render", "fast", program="svdo.report.cli").returncode == 0
     tables = tmp_path / "results" / "tables"
-    assert sorted(path.name for path in tables.iterdir()) == ["mnist.csv", "mnist.md", "mnist.tex"]
-    check = svdo_run("check", "mnist", program="svdo.report.cli").stdout
+    assert sorted(path.name for path in tables.iterdir()) == ["fast.csv", "fast.md", "fast.tex"]
+    check = svdo_run("check", "fast", program="svdo.report.cli").stdout
     rows = [line.split() for line in check.splitlines() if "LeNet-300-100" in line and "Sparse" in line]
     assert [row[-1] for row in rows] == ["reached", "short"]
 
@@ -135,10 +149,120 @@ def test_a_seed_given_for_every_run_makes_one_run_of_all_seeds(report: spec.Repo
 def test_a_damaged_record_of_another_run_does_not_stop_a_plan(tmp_path: Path) -> None:
     (tmp_path / "runs" / "other").mkdir(parents=True)
     (tmp_path / "runs" / "other" / "result.json").write_text('{"id": 1')
-    assert collect.expected_seconds(compose([f"results_dir={tmp_path}"])) is None
+    assert collect.expected_seconds(compose([]), list(finished(tmp_path))) is None
 
 
 def test_a_figure_is_judged_at_the_digits_that_are_shown() -> None:
     column = Column("test.error", "error", format=".2f", better="lower")
     assert collect.verdict(collect.Measured((1.924,), (0.0,), 1), column, 1.92) == "reached"
     assert collect.verdict(collect.Measured((1.926,), (0.0,), 1), column, 1.92) == "short"
+
+
+SMALL_RUN = ["model=mlp", "model.width=8", "dataset.subset=400", "train.epochs=2", "train.batch_size=50"]
+WATCHED = [*SMALL_RUN, "method=sparsevd"]
+
+
+@pytest.fixture
+def small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[[str], str]:
+    """``svdo-report VERB small`` in this process: a dense row, one that starts from it, and figures of another run."""
+    monkeypatch.chdir(tmp_path)
+    dense, sparse = [*SMALL_RUN, "method=none"], [*SMALL_RUN, "method=sparsevd", "method.log_sigma2=-8"]
+    report = spec.Report(
+        "small",
+        "Small",
+        overrides=["runtime.progress=false"],
+        seeds=[0, 1],
+        columns=[Column("test.error", "error"), Column("compression", "compression", better="higher")],
+        rows=[Row("net", "child", sparse, parent=dense, seeds=[1]), Row("net", "dense", dense)],
+        figures=[Figure("seen", "log_alpha", [WATCHED]), Figure("steps", "training", [WATCHED])],
+    )
+    monkeypatch.setattr(spec, "load", lambda name: report)
+
+    def call(verb: str) -> str:
+        capsys.readouterr()
+        monkeypatch.setattr("sys.argv", ["svdo-report", verb, "mnist"])
+        cli.main()
+        return capsys.readouterr().out
+
+    return call
+
+
+def test_a_report_trains_parents_first_watches_and_draws(small: Callable[[str], str], tmp_path: Path) -> None:
+    parents = [compose([*SMALL_RUN, "method=none", f"seed={seed}"]).id for seed in (0, 1)]
+    child = compose([*SMALL_RUN, "method=sparsevd", "method.log_sigma2=-8", "seed=1", f"pretrained={parents[1]}"]).id
+    plan = small("plan").splitlines()
+    assert [line.split("   #")[0].split(" pretrained=")[-1].split()[0] for line in plan[1:2]] == [parents[1]]
+    assert "method=none" in plan[0] and "seed=1" in plan[0]
+    assert "runtime.snapshots=1" in plan[3]
+    assert plan[-1].startswith("small: 0 of 3 runs done, 3 missing")
+
+    small("run")
+    runs = tmp_path / "results" / "runs"
+    assert sorted(path.name for path in runs.iterdir()) == sorted([*parents, child, compose(WATCHED).id])
+    assert small("run") == "small: every run is done\n"
+    small("render")
+    drawn = {path.name: path.read_bytes() for path in (tmp_path / "results" / "figures").glob("*.png")}
+    assert sorted(drawn) == ["seen.png", "steps.png"]
+    assert all(content.startswith(b"\x89PNG") for content in drawn.values())
+    tables = {path.name: path.read_bytes() for path in (tmp_path / "results" / "tables").iterdir()}
+
+    # As in a fresh clone: records and what was seen are there, weights are not. Everything renders to the same bytes.
+    for path in runs.glob("*/*.pt"):
+        path.unlink()
+    assert small("plan").splitlines() == ["small: 3 of 3 runs done, 0 missing"]
+    small("render")
+    assert {path.name: path.read_bytes() for path in (tmp_path / "results" / "figures").glob("*.png")} == drawn
+    assert {path.name: path.read_bytes() for path in (tmp_path / "results" / "tables").iterdir()} == tables
+
+    # A child that is to be trained again needs its parent's weights, which does not touch the parent's record.
+    before = (runs / parents[1] / "result.json").read_bytes()
+    first = json.loads((runs / child / "result.json").read_text())
+    (runs / child / "result.json").unlink()
+    plan = small("plan").splitlines()
+    assert "results_dir=results/rebuilt" in plan[0]
+    assert f"pretrained={parents[1]}" in plan[1]
+    assert plan[2].startswith("small: 2 of 3 runs done, 1 missing, 1 to train again for weights that are not kept")
+    small("run")
+    assert json.loads((runs / child / "result.json").read_text())["test"] == first["test"]
+    assert (runs / parents[1] / "result.json").read_bytes() == before
+
+
+def test_a_closer_look_sees_what_a_run_left(small: Callable[[str], str], tmp_path: Path) -> None:
+    small("run")
+    config = compose(WATCHED)
+    seen = watch.load(config)
+    assert seen is not None
+    record = collect.plan(tuple(WATCHED)).record
+    assert record is not None
+    at_three = seen["thresholds"].tolist().index(3.0)
+    assert seen["error"][at_three] == pytest.approx(record["test"]["error"])
+    assert seen["compression"][at_three] == pytest.approx(record["compression"])
+    assert (seen["compression"][1:] <= seen["compression"][:-1]).all()
+    assert seen["log_alpha"].sum(1).tolist() == [layer["weights"] for layer in record["layers"]]
+    assert seen["epochs"].tolist() == [1, 2]
+    assert seen["piece"].shape == (2, 8, 200)
+
+
+def test_processes_that_run_one_report_share_the_work(small: Callable[[str], str], tmp_path: Path) -> None:
+    first = collect.plan((*SMALL_RUN, "method=none", "seed=0"))
+    second = collect.plan((*SMALL_RUN, "method=none", "seed=1"))
+    with second.run.open(waiting=print):  # another process is at the child's parent
+        assert second.run.busy()
+        assert not first.run.busy()
+        left = cli._missing([(Row("net", "all"), [second, first])], [])
+        assert [run.config.id for run in left] == [second.config.id, first.config.id]
+        assert cli._next(left).config.id == first.config.id
+        assert cli._next(left[:1]).config.id == second.config.id
+    small("run")
+    assert not second.run.busy()
+
+
+def test_without_matplotlib_tables_are_rendered_and_figures_named(
+    small: Callable[[str], str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert "figure seen stays as it is: svdo-report run has not looked at" in small("render")
+    small("run")
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    assert "pip install 'svdo[plot]' draws it" in small("render")
+    assert (tmp_path / "results" / "tables" / "small.md").exists()
+    assert not list((tmp_path / "results" / "figures").glob("*.png"))

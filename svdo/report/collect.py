@@ -5,26 +5,42 @@ from __future__ import annotations
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from ..compose import compose
 from ..config import Config
-from ..runs import Record, Run, finished
-from .spec import Column, Report, Row
+from ..runs import REBUILT, Record, Run, with_weights
+from .spec import Column, Figure, Report, Row
 
 
 @dataclass(frozen=True)
 class Planned:
-    """One run a table needs: the overrides that name it, its configuration, and its record once there is one."""
+    """One run that a table or figure needs: the overrides that name it, its configuration, the run it starts from."""
 
     overrides: tuple[str, ...]
     config: Config
-    record: Record | None
+    parent: Planned | None = None
 
     @property
     def command(self) -> str:
         """The line that trains it."""
         return " ".join(["svdo-run", *(_quoted(item) for item in self.overrides)])
+
+    @property
+    def run(self) -> Run:
+        """Its place in the run store."""
+        return Run(self.config.results_dir, self.config.id)
+
+    @property
+    def record(self) -> Record | None:
+        """Its record, once it is done."""
+        return self.run.result()
+
+    def at(self, results_dir: str | Path, *overrides: str) -> Planned:
+        """The same run in another store, or computed in another way."""
+        kept = tuple(item for item in self.overrides if not item.startswith("results_dir="))
+        return plan((*kept, *overrides, f"results_dir={results_dir}"), self.parent)
 
 
 @dataclass(frozen=True)
@@ -40,17 +56,50 @@ def runs(report: Report, row: Row, extra: Sequence[str] = ()) -> list[Planned]:
     """The runs of a row, one per seed; empty for a row that is quoted only."""
     if row.overrides is None:
         return []
-    planned = {}  # by id: an extra seed=... makes one run of all seeds
-    for seed in report.seeds:
-        overrides = (*report.overrides, *row.overrides, f"seed={seed}", *extra)
-        config = compose(overrides)
-        planned[config.id] = Planned(overrides, config, Run(config.results_dir, config.id).result())
-    return list(planned.values())
+    found = {}  # by id: an extra seed=... makes one run of all seeds
+    for seed in report.seeds if row.seeds is None else row.seeds:
+        parent, start = None, []
+        if row.parent is not None:
+            parent = plan((*report.overrides, *row.parent, f"seed={seed}", *extra))
+            start = [f"pretrained={parent.config.id}"]
+        run = plan((*report.overrides, *row.overrides, *start, f"seed={seed}", *extra), parent)
+        found[run.config.id] = run
+    return list(found.values())
+
+
+def watched(report: Report, figure: Figure, extra: Sequence[str] = ()) -> list[Planned]:
+    """The runs that a figure looks at closely."""
+    return [plan((*report.overrides, *overrides, *extra)) for overrides in figure.runs]
+
+
+def plan(overrides: tuple[str, ...], parent: Planned | None = None) -> Planned:
+    """The run that ``svdo-run`` with these overrides would train."""
+    return Planned(overrides, compose(overrides), parent)
+
+
+def missing(planned: Sequence[Planned]) -> list[Planned]:
+    """What is to be trained, in order and each once: before a run without record its parent, if that has no weights."""
+    found: dict[str, Planned] = {}
+    for run in planned:
+        if run.record is None:
+            if run.parent is not None and (parent := without_weights(run.parent)):
+                found[parent.config.id] = parent
+            found[run.config.id] = run
+    return list(found.values())
+
+
+def without_weights(run: Planned) -> Planned | None:
+    """The run if its weights are still to be trained; where its record was kept without them, in the store beside it."""
+    if run.record is None:
+        return run
+    if with_weights(run.config.results_dir, run.config.id):
+        return None
+    return run.at(Path(run.config.results_dir) / REBUILT)
 
 
 def measure(planned: Sequence[Planned], column: Column) -> Measured | None:
     """The column's quantity over the runs that are done; None where none is, or where a value is undefined."""
-    values = [_value(run.record, column.key) for run in planned if run.record is not None]
+    values = [_value(record, column.key) for run in planned if (record := run.record) is not None]
     if not values or any(item is None for value in values for item in value):
         return None
     by_part = list(zip(*values, strict=True))
@@ -64,7 +113,7 @@ def _value(record: Record, key: str) -> list[Any]:
         return [layer["sparsity"] for layer in record["layers"]]
     value: Any = record
     for part in key.split("."):
-        value = value[part]
+        value = value.get(part) if value is not None else None  # an older record lacks what was not measured then
     return [value]
 
 
@@ -82,10 +131,10 @@ def verdict(measured: Measured | None, column: Column, published: Any) -> str:
     return "close" if worse <= column.tolerance * abs(published) else "short"
 
 
-def expected_seconds(config: Config) -> float | None:
+def expected_seconds(config: Config, records: Sequence[Record]) -> float | None:
     """Time of a run from the epochs of finished runs of its model, data set and method; None where there are none."""
     rates = []
-    for record in finished(config.results_dir):
+    for record in records:
         same = (record["model"], record["dataset"], record["method"]) == (
             config.model.name,
             config.dataset.name,

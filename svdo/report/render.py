@@ -9,6 +9,7 @@ from typing import Any
 
 from tabulate import tabulate
 
+from ..runs import Record
 from .collect import Measured, Planned, measure, verdict
 from .spec import Column, Report, Row
 
@@ -20,7 +21,7 @@ def table(report: Report, collected: Collected) -> tuple[list[str], list[list[st
     headers = ["network", "method"]
     for column in report.columns:
         headers += [f"{column.label}, published", f"{column.label}, measured"]
-    headers += ["runs", "minutes"]
+    headers += ["runs", "core-minutes"]
     rows = []
     for row, planned in collected:
         cells = [row.group, row.label]
@@ -29,11 +30,20 @@ def table(report: Report, collected: Collected) -> tuple[list[str], list[list[st
                 _published(row.published.get(column.key), column),
                 measured_text(measure(planned, column), column),
             ]
-        done = [run.record for run in planned if run.record is not None]
-        minutes = sum(record["seconds"] for record in done) / 60 / len(done) if done else None
-        cells += [f"{len(done)} of {len(planned)}" if planned else "quoted", f"{minutes:.1f}" if minutes else ""]
+        done = [record for run in planned if (record := run.record) is not None]
+        cells += [f"{len(done)} of {len(planned)}" if planned else "quoted", core_minutes(done)]
         rows.append(cells)
     return headers, rows
+
+
+def core_minutes(records: Sequence[Record]) -> str:
+    """Wall time of one run times the threads that it used, a mean; of runs on a GPU, its minutes."""
+    if not records:
+        return ""
+    gpu = any(not record["provenance"]["device"].startswith("cpu") for record in records)
+    threads = [1 if gpu else record["provenance"]["threads"] for record in records]
+    mean = sum(record["seconds"] * n for record, n in zip(records, threads, strict=True)) / 60 / len(records)
+    return f"{mean:.1f} on a GPU" if gpu else f"{mean:.1f}"
 
 
 def markdown(report: Report, collected: Collected) -> str:

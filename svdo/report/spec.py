@@ -25,19 +25,33 @@ class Column:
 
 @dataclass
 class Row:
-    """One network with one method. Without ``overrides`` it is quoted only; without ``published`` nobody published it."""
+    """One network with one method. Without ``overrides`` it is quoted only; without ``published`` nobody published it.
+
+    ``seeds`` replace the report's; ``parent``: overrides of the run, of the same seed, whose weights this one starts from.
+    """
 
     group: str = ""
     label: str = MISSING
     overrides: list[str] | None = None
+    parent: list[str] | None = None
+    seeds: list[int] | None = None
     published: dict[str, Any] = field(default_factory=dict)
     source: str = ""
     note: str = ""
 
 
 @dataclass
+class Figure:
+    """One picture: ``draw`` names a function of ``figures.py``; ``runs`` are overrides of runs that are looked at closely."""
+
+    name: str = MISSING
+    draw: str = MISSING
+    runs: list[list[str]] = field(default_factory=list)
+
+
+@dataclass
 class Report:
-    """A declared table."""
+    """A declared table, with its figures."""
 
     name: str = ""
     title: str = MISSING
@@ -45,6 +59,7 @@ class Report:
     seeds: list[int] = field(default_factory=lambda: [0])
     columns: list[Column] = field(default_factory=list)
     rows: list[Row] = field(default_factory=list)
+    figures: list[Figure] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
 
 

@@ -1,0 +1,175 @@
+"""Pictures of a report, each drawn from committed data alone; matplotlib, an extra, is imported where it is used."""
+
+from __future__ import annotations
+
+import io
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from ..runs import Run
+from .collect import Measured, Planned, measure
+from .spec import Column, Row
+
+COLOURS = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#999999"]  # Okabe and Ito
+MARKERS = "osD^vP*X"
+DPI = 110
+ERROR, COMPRESSION = Column("test.error", "error %"), Column("compression", "compression")
+
+
+@dataclass(frozen=True)
+class Watched:
+    """A run that was looked at closely, and what ``watch`` saw of it."""
+
+    run: Planned
+    seen: dict[str, np.ndarray]
+
+    @property
+    def title(self) -> str:
+        """The network as papers write it."""
+        name = self.run.config.model.name
+        return {"lenet300": "LeNet-300-100", "lenet5": "LeNet-5"}.get(name, name)
+
+
+Collected = Sequence[tuple[Row, list[Planned]]]
+Draw = Callable[[Collected, Sequence[Watched]], dict[str, bytes]]
+
+
+def tradeoff(collected: Collected, watched: Sequence[Watched]) -> dict[str, bytes]:
+    """Error against compression: every row's mean and spread, the published points, and runs whose threshold moves."""
+    labels = list(dict.fromkeys(row.label for row, _ in collected))
+    groups = list(dict.fromkeys(row.group for row, _ in collected))
+    figure, axes = _subplots(len(groups), width=5.2, height=4.4)
+    for axis, group in zip(axes, groups, strict=True):
+        for row, planned in collected:
+            if row.group != group:
+                continue
+            number = labels.index(row.label)
+            style: dict[str, Any] = {"color": COLOURS[number % len(COLOURS)], "marker": MARKERS[number % len(MARKERS)]}
+            error, ratio = measure(planned, ERROR), measure(planned, COMPRESSION)
+            if error and ratio:
+                axis.errorbar(
+                    ratio.means[0], error.means[0], _spread(error), _spread(ratio), label=row.label, linestyle="none", **style
+                )
+            if {"test.error", "compression"} <= row.published.keys():
+                axis.plot(row.published["compression"], row.published["test.error"], markerfacecolor="none", **style)
+        for run in watched:
+            if run.title == group:
+                shown = run.seen["error"] < 3.0 * run.seen["error"].min()
+                axis.plot(run.seen["compression"][shown], run.seen["error"][shown], color="#777777", linewidth=1, zorder=0)
+        axis.set(title=group, xlabel="compression, |W| / |W ≠ 0|", ylabel="test error, %", xscale="log")
+        axis.xaxis.set_major_formatter("{x:g}×")
+        axis.grid(alpha=0.3)
+        axis.legend(fontsize=7, frameon=False)
+    return {"png": _png(figure)}
+
+
+def training(collected: Collected, watched: Sequence[Watched]) -> dict[str, bytes]:
+    """Test error and the sparsity of each layer after every epoch."""
+    figure, axes = _subplots(len(watched), width=5.2, height=3.8)
+    for axis, run in zip(axes, watched, strict=True):
+        lines = Run(run.run.config.results_dir, run.run.config.id).epochs()
+        epochs = [line["epoch"] for line in lines]
+        axis.plot(epochs, [line["test_error"] for line in lines], color="black", label="test error (left)")
+        axis.set(title=run.title, xlabel="epoch", ylabel="test error, %", yscale="log")
+        axis.yaxis.set_major_formatter("{x:g}")
+        axis.yaxis.set_minor_formatter("{x:g}")
+        right = axis.twinx()
+        for number, name in enumerate(lines[0]["sparsity"]):
+            values = [line["sparsity"][name] for line in lines]
+            right.plot(epochs, values, "--", color=COLOURS[number], label=f"sparsity of {name} (right)")
+        right.set(ylabel="sparsity, %", ylim=(0, 101))
+        handles = [*axis.get_lines(), *right.get_lines()]
+        axis.legend(handles, [str(handle.get_label()) for handle in handles], fontsize=7, loc="center right")
+    return {"png": _png(figure)}
+
+
+def log_alpha(collected: Collected, watched: Sequence[Watched]) -> dict[str, bytes]:
+    """The distribution of log alpha in each layer after training, and the threshold."""
+    figure, axes = _subplots(len(watched), width=5.2, height=3.6)
+    for axis, run in zip(axes, watched, strict=True):
+        bins = run.seen["bins"]
+        for number, (name, counts) in enumerate(zip(run.seen["layers"], run.seen["log_alpha"], strict=True)):
+            axis.stairs(100.0 * counts / counts.sum(), bins, color=COLOURS[number], label=str(name), linewidth=1.4)
+        axis.axvline(3.0, color="black", linestyle=":", label="removed from here")
+        axis.set(title=run.title, xlabel="log α", ylabel="share of the layer's weights, %", yscale="log")
+        axis.yaxis.set_major_formatter("{x:g}")
+        axis.legend(fontsize=7, frameon=False)
+    return {"png": _png(figure)}
+
+
+def thinning(collected: Collected, watched: Sequence[Watched]) -> dict[str, bytes]:
+    """The first convolution's filters and a piece of the first dense layer while training removes their weights."""
+    (run,) = watched
+    epochs = run.seen["epochs"]
+    chosen = sorted({int(i) for i in np.linspace(0, len(epochs) - 1, 4)})
+    figure, axes = _subplots(len(chosen), width=3.0, height=5.0, rows=2, ratios=(1, 1.1))
+    for column, index in enumerate(chosen):
+        _frame(axes[column], axes[len(chosen) + column], run.seen, index)
+    still = _png(figure)
+
+    from matplotlib import pyplot
+    from PIL import Image
+
+    frames = []
+    for index in range(len(epochs)):
+        figure, axes = _subplots(1, width=4.4, height=6.4, rows=2, ratios=(1, 1.1))
+        _frame(axes[0], axes[1], run.seen, index)
+        figure.canvas.draw()
+        frames.append(Image.fromarray(np.asarray(figure.canvas.buffer_rgba())[..., :3].copy()).quantize(64))
+        pyplot.close(figure)
+    stream = io.BytesIO()
+    frames[0].save(stream, "GIF", save_all=True, append_images=frames[1:], duration=[120] * (len(frames) - 1) + [2500], loop=0)
+    return {"png": still, "gif": stream.getvalue()}
+
+
+def _frame(above: Any, below: Any, seen: dict[str, np.ndarray], index: int) -> None:
+    filters, piece = (seen[key][index].astype(np.float32) for key in ("filters", "piece"))
+    rows, columns = 4, -(-len(filters) // 4)
+    height, width = filters.shape[-2:]
+    tiled = np.full((rows * (height + 1) + 1, columns * (width + 1) + 1), np.nan, dtype=np.float32)
+    for number, kernel in enumerate(filters[:, 0]):
+        top, left = (number // columns) * (height + 1) + 1, (number % columns) * (width + 1) + 1
+        tiled[top : top + height, left : left + width] = kernel
+    for axis, values, last in ((above, tiled, seen["filters"][-1]), (below, piece.T, seen["piece"][-1])):
+        limit = max(float(np.abs(last.astype(np.float32)).max()), 1e-6)
+        axis.imshow(np.sign(values) * np.sqrt(np.abs(values)), cmap="RdBu_r", vmin=-(limit**0.5), vmax=limit**0.5)
+        axis.set(xticks=[], yticks=[])
+    kept = 100.0 * np.count_nonzero(filters) / filters.size, 100.0 * np.count_nonzero(piece) / piece.size
+    above.set_title(f"epoch {seen['epochs'][index]}\nfirst convolution, {kept[0]:.0f} % left", fontsize=9)
+    below.set_title(f"first dense layer (a piece), {kept[1]:.1f} % left", fontsize=9)
+
+
+DRAW: dict[str, Draw] = {"tradeoff": tradeoff, "training": training, "log_alpha": log_alpha, "thinning": thinning}
+
+
+def _subplots(
+    columns: int, width: float, height: float, rows: int = 1, ratios: tuple[float, ...] = (1,)
+) -> tuple[Any, list[Any]]:
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(
+        rows, columns, figsize=(width * columns, height), squeeze=False, layout="constrained", height_ratios=ratios
+    )
+    return figure, list(axes.flat)
+
+
+def _png(figure: Any) -> bytes:
+    from matplotlib import pyplot
+
+    stream = io.BytesIO()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        figure.savefig(stream, format="png", dpi=DPI, metadata={"Software": None})
+    pyplot.close(figure)
+    return stream.getvalue()
+
+
+def _spread(measured: Measured) -> float | None:
+    return measured.stds[0] or None
