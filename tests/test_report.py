@@ -13,7 +13,7 @@ from svdo.compose import compose
 from svdo.config import UserError
 from svdo.report import cli, collect, figures, render, spec, watch
 from svdo.report.spec import Column, Figure, Row
-from svdo.runs import finished
+from svdo.runs import Run, finished
 
 
 def record(overrides: tuple[str, ...], error: float, compression: float) -> dict[str, Any]:
@@ -232,7 +232,7 @@ def test_a_closer_look_sees_what_a_run_left(small: Callable[[str], str], tmp_pat
     config = compose(WATCHED)
     seen = watch.load(config)
     assert seen is not None
-    record = collect.plan(tuple(WATCHED)).record
+    record = Run(config.results_dir, config.id).result()
     assert record is not None
     at_three = seen["thresholds"].tolist().index(3.0)
     assert seen["error"][at_three] == pytest.approx(record["test"]["error"])
@@ -244,8 +244,7 @@ def test_a_closer_look_sees_what_a_run_left(small: Callable[[str], str], tmp_pat
 
 
 def test_processes_that_run_one_report_share_the_work(small: Callable[[str], str], tmp_path: Path) -> None:
-    first = collect.plan((*SMALL_RUN, "method=none", "seed=0"))
-    second = collect.plan((*SMALL_RUN, "method=none", "seed=1"))
+    first, second = [collect.Planned((), compose([*SMALL_RUN, "method=none", f"seed={seed}"])) for seed in (0, 1)]
     with second.run.open(waiting=print):  # another process is at the child's parent
         assert second.run.busy()
         assert not first.run.busy()

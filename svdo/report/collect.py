@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -37,10 +37,12 @@ class Planned:
         """Its record, once it is done."""
         return self.run.result()
 
-    def at(self, results_dir: str | Path, *overrides: str) -> Planned:
-        """The same run in another store, or computed in another way."""
+    def at(self, results_dir: str | Path, snapshots: int = 0) -> Planned:
+        """The same run in another store, keeping its weights after every so many epochs."""
         kept = tuple(item for item in self.overrides if not item.startswith("results_dir="))
-        return plan((*kept, *overrides, f"results_dir={results_dir}"), self.parent)
+        ways = (f"runtime.snapshots={snapshots}",) * bool(snapshots) + (f"results_dir={results_dir}",)
+        runtime = replace(self.config.runtime, snapshots=snapshots)
+        return Planned((*kept, *ways), replace(self.config, results_dir=str(results_dir), runtime=runtime), self.parent)
 
 
 @dataclass(frozen=True)
@@ -56,25 +58,24 @@ def runs(report: Report, row: Row, extra: Sequence[str] = ()) -> list[Planned]:
     """The runs of a row, one per seed; empty for a row that is quoted only."""
     if row.overrides is None:
         return []
-    found = {}  # by id: an extra seed=... makes one run of all seeds
-    for seed in report.seeds if row.seeds is None else row.seeds:
-        parent, start = None, []
-        if row.parent is not None:
-            parent = plan((*report.overrides, *row.parent, f"seed={seed}", *extra))
-            start = [f"pretrained={parent.config.id}"]
-        run = plan((*report.overrides, *row.overrides, *start, f"seed={seed}", *extra), parent)
-        found[run.config.id] = run
-    return list(found.values())
+    start = compose((*report.overrides, *row.parent, *extra)) if row.parent is not None else None
+    child = compose((*report.overrides, *row.overrides, *extra))
+    given = any(item.startswith("seed=") for item in extra)
+    planned = []
+    for seed in [child.seed] if given else report.seeds if row.seeds is None else row.seeds:
+        ending = (*extra,) if given else (f"seed={seed}", *extra)
+        overrides, config, parent = (*report.overrides, *row.overrides), replace(child, seed=seed), None
+        if row.parent is not None and start is not None:
+            parent = Planned((*report.overrides, *row.parent, *ending), replace(start, seed=seed))
+            overrides, config = (*overrides, f"pretrained={parent.config.id}"), replace(config, pretrained=parent.config.id)
+        planned.append(Planned((*overrides, *ending), config, parent))
+    return planned
 
 
 def watched(report: Report, figure: Figure, extra: Sequence[str] = ()) -> list[Planned]:
     """The runs that a figure looks at closely."""
-    return [plan((*report.overrides, *overrides, *extra)) for overrides in figure.runs]
-
-
-def plan(overrides: tuple[str, ...], parent: Planned | None = None) -> Planned:
-    """The run that ``svdo-run`` with these overrides would train."""
-    return Planned(overrides, compose(overrides), parent)
+    overrides = [(*report.overrides, *run, *extra) for run in figure.runs]
+    return [Planned(items, compose(items)) for items in overrides]
 
 
 def missing(planned: Sequence[Planned]) -> list[Planned]:

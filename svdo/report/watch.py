@@ -36,7 +36,7 @@ def source(run: Planned) -> Run | None:
 def to_train(run: Planned) -> Planned:
     """The run that yields weights and snapshots: itself, or where its record is done without them, itself in another store."""
     store = run.config.results_dir
-    return run.at(store if run.record is None else Path(store) / REBUILT, "runtime.snapshots=1")
+    return run.at(store if run.record is None else Path(store) / REBUILT, snapshots=1)
 
 
 def watch(config: Config, run: Run) -> dict[str, np.ndarray]:
