@@ -46,7 +46,7 @@ def report() -> spec.Report:
     """Two rows of the MNIST table, one of them quoted only."""
     columns = spec.load("mnist").columns
     published = {"test.error": 1.92, "layers": [98.9, 97.2, 62.0], "compression": 68}
-    measured = Row("LeNet-300-100", "Sparse VD", ["model=lenet300", "method=sparsevd"], published=published, source="2017")
+    measured = Row("LeNet-300-100", "Sparse VD", ["model=lenet300", "method=sparsevd"], published=published, source="2017", note="a remark")
     quoted = Row("LeNet-300-100", "SWS", published={"test.error": 1.94}, source="2017")
     return spec.Report("mini", "Mini", seeds=[0, 1, 2], columns=columns, rows=[quoted, measured])
 
@@ -87,6 +87,7 @@ def test_cells_are_mean_and_spread_over_the_seeds_that_are_done(report: spec.Rep
     ]  # fmt: skip
     assert "| quoted |" in text
     assert compose(["model=lenet300", "seed=1"]).id in text
+    assert "- LeNet-300-100, Sparse VD: a remark" in text
     assert text == render.markdown(report, collected(report, tmp_path))
     assert "Sparse VD,test.error,1.92,1.9,0.141421,2,reached" in render.comma_separated(report, collected(report, tmp_path))
     assert r"\toprule" in render.latex(report, collected(report, tmp_path))

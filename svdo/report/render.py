@@ -50,8 +50,9 @@ def markdown(report: Report, collected: Collected) -> str:
     """The table with its notes, sources and the ids of its runs."""
     headers, rows = table(report, collected)
     parts = [f"# {report.title}", tabulate(rows, headers, tablefmt="github", disable_numparse=True)]
-    if report.notes:
-        parts.append("\n".join(f"- {note}" for note in report.notes))
+    notes = [*report.notes, *(f"{_label(row)}: {row.note}" for row, _ in collected if row.note)]
+    if notes:
+        parts.append("\n".join(f"- {note}" for note in notes))
     sources = [f"- {_label(row)}: {row.source}" for row, _ in collected if row.source]
     if sources:
         parts += ["Published figures, as quoted:", "\n".join(sources)]
