@@ -46,7 +46,9 @@ def report() -> spec.Report:
     """Two rows of the MNIST table, one of them quoted only."""
     columns = spec.load("mnist").columns
     published = {"test.error": 1.92, "layers": [98.9, 97.2, 62.0], "compression": 68}
-    measured = Row("LeNet-300-100", "Sparse VD", ["model=lenet300", "method=sparsevd"], published=published, source="2017", note="a remark")
+    measured = Row(
+        "LeNet-300-100", "Sparse VD", ["model=lenet300", "method=sparsevd"], published=published, source="2017", note="a remark"
+    )
     quoted = Row("LeNet-300-100", "SWS", published={"test.error": 1.94}, source="2017")
     return spec.Report("mini", "Mini", seeds=[0, 1, 2], columns=columns, rows=[quoted, measured])
 

@@ -133,17 +133,14 @@ def verdict(measured: Measured | None, column: Column, published: Any) -> str:
 
 
 def expected_seconds(config: Config, records: Sequence[Record]) -> float | None:
-    """Time of a run from the epochs of finished runs of its model, data set and method; None where there are none."""
-    rates = []
-    for record in records:
-        same = (record["model"], record["dataset"], record["method"]) == (
-            config.model.name,
-            config.dataset.name,
-            config.method.name,
-        )
-        own_size = record["config"]["model"] == config.as_dict()["model"]
-        if same and own_size and record["epochs"]:
-            rates.append(record["seconds"] / record["epochs"] * record["config"]["train"]["batch_size"])
+    """Time of a run from the epochs of finished runs of its network and data set; None where there are none.
+
+    Runs of the same method say more than others; where there are some, they alone count.
+    """
+    model = config.as_dict()["model"]
+    alike = [r for r in records if r["dataset"] == config.dataset.name and r["config"]["model"] == model and r["epochs"]]
+    alike = [r for r in alike if r["method"] == config.method.name] or alike
+    rates = [r["seconds"] / r["epochs"] * r["config"]["train"]["batch_size"] for r in alike]
     return statistics.median(rates) * config.train.epochs / config.train.batch_size if rates else None
 
 

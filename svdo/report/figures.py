@@ -44,6 +44,7 @@ def tradeoff(collected: Collected, watched: Sequence[Watched]) -> dict[str, byte
     groups = list(dict.fromkeys(row.group for row, _ in collected))
     figure, axes = _subplots(len(groups), width=5.2, height=4.4)
     for axis, group in zip(axes, groups, strict=True):
+        published: set[tuple[Any, Any]] = set()
         for row, planned in collected:
             if row.group != group:
                 continue
@@ -54,12 +55,16 @@ def tradeoff(collected: Collected, watched: Sequence[Watched]) -> dict[str, byte
                 axis.errorbar(
                     ratio.means[0], error.means[0], _spread(error), _spread(ratio), label=row.label, linestyle="none", **style
                 )
-            if {"test.error", "compression"} <= row.published.keys():
-                axis.plot(row.published["compression"], row.published["test.error"], markerfacecolor="none", **style)
+            point = row.published.get("compression"), row.published.get("test.error")
+            if None not in point and point not in published:
+                published.add(point)
+                axis.plot(*point, markerfacecolor="none", linestyle="none", **style)
         for run in watched:
             if run.title == group:
-                shown = run.seen["error"] < 3.0 * run.seen["error"].min()
-                axis.plot(run.seen["compression"][shown], run.seen["error"][shown], color="#777777", linewidth=1, zorder=0)
+                shown = run.seen["error"] < 1.4 * run.seen["error"].min()
+                style = {"color": "#777777", "linewidth": 1, "zorder": 0, "label": "one Sparse VD run, other thresholds"}
+                axis.plot(run.seen["compression"][shown], run.seen["error"][shown], **style)
+        axis.plot([], [], "o", color="black", markerfacecolor="none", label="as published")
         axis.set(title=group, xlabel="compression, |W| / |W ≠ 0|", ylabel="test error, %", xscale="log")
         axis.xaxis.set_major_formatter("{x:g}×")
         axis.grid(alpha=0.3)
@@ -95,7 +100,12 @@ def log_alpha(collected: Collected, watched: Sequence[Watched]) -> dict[str, byt
         for number, (name, counts) in enumerate(zip(run.seen["layers"], run.seen["log_alpha"], strict=True)):
             axis.stairs(100.0 * counts / counts.sum(), bins, color=COLOURS[number], label=str(name), linewidth=1.4)
         axis.axvline(3.0, color="black", linestyle=":", label="removed from here")
-        axis.set(title=run.title, xlabel="log α", ylabel="share of the layer's weights, %", yscale="log")
+        axis.set(
+            title=run.title,
+            xlabel="log α (16 and more in the last bin)",
+            ylabel="share of the layer's weights, %",
+            yscale="log",
+        )
         axis.yaxis.set_major_formatter("{x:g}")
         axis.legend(fontsize=7, frameon=False)
     return {"png": _png(figure)}

@@ -17,7 +17,7 @@ from ..runs import REBUILT, Run
 from .collect import Planned
 
 PIECE = (100, 200)  # outputs and inputs of the first dense layer that are shown
-BINS = np.linspace(-12.0, 16.0, 113)
+BINS = np.linspace(-10.0, 16.0, 53)  # what lies beyond counts in the outermost
 THRESHOLDS = np.arange(-3.0, 8.01, 0.25)
 
 
