@@ -65,3 +65,33 @@ def _calibration_error(confidence: Tensor, correct: Tensor) -> float:
 def evaluate(model: nn.Module, split: Split, samples: int = 0) -> dict[str, float]:
     """``metrics`` of the model on a split; see ``log_probabilities`` for ``samples``."""
     return metrics(log_probabilities(model, split, samples), split.labels)
+
+
+@torch.no_grad()
+def reestimate_batch_norm(model: nn.Module, split: Split) -> bool:
+    """Set the running means and variances of batch norm to those of the thresholded mean network over ``split``.
+
+    Training sees activations with noise and with the weights that are removed later, so its running statistics are not those of
+    the network that is evaluated. Returns whether there was a batch norm; the model's modes are kept.
+    """
+    norms = [module for module in model.modules() if isinstance(module, nn.BatchNorm2d | nn.BatchNorm1d)]
+    norms = [norm for norm in norms if norm.track_running_stats]
+    if not norms:
+        return False
+    modes = [(module, module.training) for module in model.modules()]
+    momenta = [norm.momentum for norm in norms]
+    model.eval()
+    try:
+        for norm in norms:
+            norm.reset_running_stats()
+            norm.momentum = None  # a plain average over chunks
+            norm.train()
+        for x, _ in split.chunks(CHUNK):
+            if len(x) == min(CHUNK, len(split)):  # a smaller last chunk would weigh as much as a whole one
+                model(x)
+    finally:
+        for norm, momentum in zip(norms, momenta, strict=True):
+            norm.momentum = momentum
+        for module, was_training in modes:
+            module.training = was_training
+    return True

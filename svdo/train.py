@@ -21,7 +21,7 @@ from . import checkpoint, console, machine, schedule
 from .config import Config, TrainConfig, UserError, require
 from .conversion import advance, convert, kl
 from .data import Data, prepare
-from .evaluate import evaluate
+from .evaluate import evaluate, reestimate_batch_norm
 from .fetch import load
 from .layers import Noise, noisy_layers, weight_layers
 from .methods import Method
@@ -255,6 +255,13 @@ class Training:
 
     def _record(self) -> Record:
         config, data, model = self.config, self.data, self.model
+        others: Record = {}
+        if any(layer.noise.random for _, layer in noisy_layers(model)):
+            torch.manual_seed(config.seed)
+            others["test_sampled"] = {"samples": SAMPLES, **evaluate(model, data.test, samples=SAMPLES)}
+        before = evaluate(model, data.test)
+        if reestimate_batch_norm(model, data.train):
+            others["test_running_statistics"] = before
         layers = sparsity(model)
         weights, nonzero = sum(layer.weights for layer in layers), sum(layer.nonzero for layer in layers)
         record: Record = {
@@ -279,10 +286,7 @@ class Training:
         }
         if data.validation is not None:
             record["validation"] = evaluate(model, data.validation)
-        if any(layer.noise.random for _, layer in noisy_layers(model)):
-            torch.manual_seed(config.seed)
-            record["test_sampled"] = {"samples": SAMPLES, **evaluate(model, data.test, samples=SAMPLES)}
-        return record
+        return record | others
 
 
 def trained(config: Config, run: Run) -> tuple[nn.Module, Data]:

@@ -11,7 +11,7 @@ from torch import nn
 
 import svdo
 from svdo.data import Normalizer, Split
-from svdo.evaluate import evaluate, log_probabilities, metrics
+from svdo.evaluate import evaluate, log_probabilities, metrics, reestimate_batch_norm
 
 
 def split_of(x: torch.Tensor, labels: torch.Tensor) -> Split:
@@ -166,3 +166,29 @@ def test_evaluate_is_the_metrics_of_the_predictions_on_the_split() -> None:
     assert got["nll"] == pytest.approx(-(3 * math.log(right) + math.log(wrong)) / 4, rel=1e-5)
     assert got["brier"] == pytest.approx((3 * 2 * wrong**2 + 2 * right**2) / 4, rel=1e-5)
     assert got["ece"] == pytest.approx(100 * abs(0.75 - right), rel=1e-4)
+
+
+def test_batch_norm_reestimated_has_the_statistics_of_the_thresholded_network_and_keeps_modes() -> None:
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Conv2d(2, 3, 3), nn.BatchNorm2d(3, momentum=0.3), nn.ReLU(), nn.Flatten(), nn.Linear(12, 2))
+    model = svdo.convert(net, "sparsevd", log_sigma2=-2.0)  # much noise, and weights removed
+    assert svdo.compression(svdo.sparsity(model)) > 1.2
+    images = torch.randn(1100, 4, 4, 2)  # two whole chunks and a rest, which does not count
+    split = split_of(images, torch.zeros(1100, dtype=torch.long))
+    model.train()
+    model[4].eval()
+    assert reestimate_batch_norm(model, split)
+    assert model.training
+    assert model[1].training
+    assert not model[4].training
+    norm = model[1]
+    assert norm.momentum == 0.3
+    weight = model[0].weight * svdo.masks(model)["0"]
+    activations = [nn.functional.conv2d(chunk.permute(0, 3, 1, 2), weight, model[0].bias) for chunk in images[:1000].split(500)]
+    means, variances = (
+        torch.stack([moment(a.transpose(0, 1).flatten(1), 1) for a in activations]).mean(0)
+        for moment in (torch.mean, torch.var)
+    )
+    torch.testing.assert_close(norm.running_mean, means, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(norm.running_var, variances, rtol=1e-4, atol=1e-5)
+    assert not reestimate_batch_norm(svdo.convert(nn.Linear(3, 2), "sparsevd"), split)

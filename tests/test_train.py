@@ -12,6 +12,8 @@ import svdo
 from svdo import train
 from svdo.compose import compose
 from svdo.config import TrainConfig, UserError
+from svdo.evaluate import evaluate
+from svdo.fetch import Images
 from svdo.layers import Noise
 from svdo.models import VGG, build
 from svdo.runs import Run
@@ -149,3 +151,17 @@ def test_random_labels_are_learned_as_given_and_tested_on_true_ones(tmp_path: Pa
 def test_every_method_learns(tmp_path: Path, method: str) -> None:
     _, record = execute(tmp_path, f"method={method}", "train.epochs=4", "dataset.subset=3000")
     assert record["test"]["error"] < 60
+
+
+def test_a_network_with_batch_norm_is_tested_with_its_own_statistics_and_says_what_they_change(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pixels = torch.randint(0, 256, (200, 32, 32, 3), dtype=torch.uint8).numpy()
+    labels = torch.randint(0, 10, (200,), dtype=torch.uint8).numpy()
+    monkeypatch.setattr(train, "load", lambda *_: Images(pixels, labels, pixels[:100], labels[:100], 10))
+    overrides = ["model=vgg", "model.k=0.05", "method=sparsevd", "train.epochs=1", "train.lr=1e-3"]
+    config = compose([*overrides, "train.batch_size=50", "runtime.progress=false", f"results_dir={tmp_path}"])
+    _, record = train.execute(config)
+    assert record["test_running_statistics"] != record["test"]
+    model, data = train.trained(config, Run(tmp_path, config.id))
+    assert evaluate(model, data.test) == pytest.approx(record["test"], rel=1e-4)
