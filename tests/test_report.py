@@ -3,6 +3,7 @@
 import json
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -268,3 +269,21 @@ def test_without_matplotlib_tables_are_rendered_and_figures_named(
     assert "pip install 'svdo[plot]' draws it" in small("render")
     assert (tmp_path / "results" / "tables" / "small.md").exists()
     assert not list((tmp_path / "results" / "figures").glob("*.png"))
+
+
+def test_a_sweep_stands_for_a_row_per_value_and_is_drawn_over_it(tmp_path: Path) -> None:
+    published = {"test.error": [9.0, None], "compression": [2.0, 3.0]}
+    base = ["dataset.subset=300", f"results_dir={tmp_path}"]
+    sweep = Row("mlp", "Sparse VD", [*base, "model=mlp", "method=sparsevd"], parent=["method=none"], seeds=[0, 1])
+    rows = spec._expanded(replace(sweep, sweep={"model.width": [8, 16]}, published=published, source="2017"))
+    assert [row.group for row in rows] == ["mlp width=8", "mlp width=16"]
+    assert [row.published for row in rows] == [{"test.error": 9.0, "compression": 2.0}, {"compression": 3.0}]
+    assert [row.parent for row in rows] == [["method=none", f"model.width={width}"] for width in (8, 16)]
+    collected = [(row, collect.runs(spec.Report(), replace(row, parent=None))) for row in rows]
+    assert [run.config.as_dict()["model"]["width"] for _, planned in collected for run in planned] == [8, 8, 16, 16]
+    for _, planned in collected:
+        put(tmp_path, {**record(planned[0].overrides, 4.0, 2.0), "sparsity": 50.0})
+    drawn = figures.DRAW["width"](collected, [])["png"]
+    assert drawn.startswith(b"\x89PNG")
+    assert drawn != figures.DRAW["width"](collected[:1], [])["png"]
+    assert spec._expanded(sweep) == [sweep]

@@ -153,7 +153,48 @@ def _frame(above: Any, below: Any, seen: dict[str, np.ndarray], index: int) -> N
     below.set_title(f"first dense layer (a piece), {kept[1]:.1f} % left", fontsize=9)
 
 
-DRAW: dict[str, Draw] = {"tradeoff": tradeoff, "training": training, "log_alpha": log_alpha, "thinning": thinning}
+def width(collected: Collected, watched: Sequence[Watched]) -> dict[str, bytes]:
+    """Error of every method, and its sparsity where it has any, over the swept value; published figures hollow."""
+    figure, (axis,) = _subplots(1, width=6.4, height=4.4)
+    right = axis.twinx()
+    swept = [(row, planned) for row, planned in collected if row.sweep]
+    for number, label in enumerate(dict.fromkeys(row.label for row, _ in swept)):
+        style = {"color": COLOURS[number], "marker": MARKERS[number]}
+        for key, target, line in (("test.error", axis, "-"), ("sparsity", right, "--")):
+            points = [
+                (_swept(row), measure(planned, Column(key)), row.published.get(key))
+                for row, planned in swept
+                if row.label == label
+            ]
+            ours = [(x, cell) for x, cell, _ in points if cell is not None and (target is axis or cell.means[0])]
+            if ours:
+                values, cells = zip(*ours, strict=True)
+                target.errorbar(
+                    values, [c.means[0] for c in cells], [c.stds[0] for c in cells], linestyle=line, label=label, **style
+                )
+            published = [(x, value) for x, _, value in points if value is not None]
+            if published:
+                target.plot(*zip(*published, strict=True), linestyle="none", markerfacecolor="none", **style)
+    axis.plot([], [], "o", color="black", markerfacecolor="none", label="as published")
+    (key,) = swept[0][0].sweep
+    axis.set(xlabel=key.replace("model.", ""), ylabel="test error, % (lines)")
+    right.set(ylabel="sparsity, % (dashed)")
+    axis.legend(fontsize=7, frameon=False)
+    return {"png": _png(figure)}
+
+
+def _swept(row: Row) -> float:
+    ((value,),) = row.sweep.values()
+    return float(value)
+
+
+DRAW: dict[str, Draw] = {
+    "tradeoff": tradeoff,
+    "training": training,
+    "log_alpha": log_alpha,
+    "thinning": thinning,
+    "width": width,
+}
 
 
 def _subplots(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib import resources
 from typing import Any
 
@@ -28,6 +28,7 @@ class Row:
     """One network with one method. Without ``overrides`` it is quoted only; without ``published`` nobody published it.
 
     ``seeds`` replace the report's; ``parent``: overrides of the run, of the same seed, whose weights this one starts from.
+    ``sweep`` (one key with its values) stands for one row per value, its published figures being lists in that order.
     """
 
     group: str = ""
@@ -35,6 +36,7 @@ class Row:
     overrides: list[str] | None = None
     parent: list[str] | None = None
     seeds: list[int] | None = None
+    sweep: dict[str, list[Any]] = field(default_factory=dict)
     published: dict[str, Any] = field(default_factory=dict)
     source: str = ""
     note: str = ""
@@ -80,4 +82,26 @@ def load(name: str) -> Report:
         raise UserError(f"conf/report/{name}.yaml: {str(error).splitlines()[0]} ({error.full_key})") from None
     assert isinstance(report, Report)
     report.name = name
+    report.rows = [single for row in report.rows for single in _expanded(row)]
     return report
+
+
+def _expanded(row: Row) -> list[Row]:
+    """A row per value of its sweep, which the row then keeps as a sweep of that value alone."""
+    if not row.sweep:
+        return [row]
+    ((key, values),) = row.sweep.items()
+    rows = []
+    for number, value in enumerate(values):
+        setting = f"{key}={value}"
+        rows.append(
+            replace(
+                row,
+                group=" ".join([row.group, setting.split(".")[-1]]).strip(),
+                overrides=None if row.overrides is None else [*row.overrides, setting],
+                parent=None if row.parent is None else [*row.parent, setting],
+                sweep={key: [value]},
+                published={column: figures[number] for column, figures in row.published.items() if figures[number] is not None},
+            )
+        )
+    return rows
