@@ -7,6 +7,7 @@ elementwise and keeps its argument's shape; the KL is in nats per weight.
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -37,6 +38,21 @@ def sigmoid_kl(log_alpha: Tensor) -> Tensor:
     KL = k1 - k1 sigmoid(k2 + k3 log alpha) + 1/2 log(1 + 1/alpha)   (eq. 14)
     """
     return K1 * torch.sigmoid(-(K2 + K3 * log_alpha)) + 0.5 * softplus(-log_alpha)
+
+
+def exact_kl(log_alpha: Any) -> Any:
+    """The KL itself, by which the approximations are judged; a numpy array of the argument's shape, in float64. Needs scipy.
+
+    With u = 1 / (2 alpha) and D the Dawson function, KL = 2 int_0^sqrt(u) D(s) ds, so d KL / d log alpha = -sqrt(u) D(sqrt(u)).
+    """
+    import numpy as np
+    from scipy.integrate import quad
+    from scipy.special import dawsn
+
+    roots = np.exp(-0.5 * np.asarray(log_alpha, dtype=np.float64)) / math.sqrt(2.0)
+    # D falls as 1 / (2 s): in log s the integrand is smooth however far it goes.
+    tail = [quad(lambda t: np.exp(t) * dawsn(np.exp(t)), -40.0, math.log(root), limit=400)[0] for root in roots.flat]
+    return 2.0 * np.array(tail).reshape(roots.shape)
 
 
 def cubic_kl(log_alpha: Tensor) -> Tensor:

@@ -13,6 +13,7 @@ from scipy.integrate import quad
 from scipy.special import dawsn
 from torch import Tensor
 
+from svdo import divergence
 from svdo.divergence import additive_kl, cubic_kl, log_alpha, sigmoid_kl
 
 # log alpha, exact KL, 2017 approximation, 2015 cubic (None above its domain), exact dKL / dlog alpha
@@ -90,6 +91,11 @@ def test_the_exact_oracle_agrees_with_its_series_for_small_and_large_alpha() -> 
     u = 0.5 * math.exp(-large)
     assert exact_kl(small) == pytest.approx(series, abs=1e-7)
     assert exact_kl(large) == pytest.approx(u - u * u / 3, abs=1e-9)
+
+
+def test_the_packages_exact_kl_is_the_oracles() -> None:
+    at = np.array([[-10.0, -4.0, -1.0], [0.0, 3.0, 10.0]])
+    np.testing.assert_allclose(divergence.exact_kl(at), np.vectorize(exact_kl)(at), rtol=1e-9, atol=1e-13)
 
 
 def test_sigmoid_kl_is_within_its_published_error_of_the_exact_kl() -> None:

@@ -51,7 +51,7 @@ def report() -> spec.Report:
         "LeNet-300-100", "Sparse VD", ["model=lenet300", "method=sparsevd"], published=published, source="2017", note="a remark"
     )
     quoted = Row("LeNet-300-100", "SWS", published={"test.error": 1.94}, source="2017")
-    return spec.Report("mini", "Mini", seeds=[0, 1, 2], columns=columns, rows=[quoted, measured])
+    return spec.Report("mini", title="Mini", seeds=[0, 1, 2], columns=columns, rows=[quoted, measured])
 
 
 def collected(report: spec.Report, folder: Path) -> list[tuple[spec.Row, list[collect.Planned]]]:
@@ -62,7 +62,7 @@ def collected(report: spec.Report, folder: Path) -> list[tuple[spec.Row, list[co
 def test_every_declared_report_loads_and_its_rows_compose(name: str) -> None:
     report = spec.load(name)
     for row in report.rows:
-        assert row.published or row.overrides
+        assert row.published or row.overrides or row.measured
         assert bool(row.published) == bool(row.source), f"{row.label}: a published number needs its source"
         seeds = report.seeds if row.seeds is None else row.seeds
         planned = collect.runs(report, row)
@@ -173,7 +173,7 @@ def small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Captur
     dense, sparse = [*SMALL_RUN, "method=none"], [*SMALL_RUN, "method=sparsevd", "method.log_sigma2=-8"]
     report = spec.Report(
         "small",
-        "Small",
+        title="Small",
         overrides=["runtime.progress=false"],
         seeds=[0, 1],
         columns=[Column("test.error", "error"), Column("compression", "compression", better="higher")],
@@ -203,7 +203,7 @@ def test_a_report_trains_parents_first_watches_and_draws(small: Callable[[str], 
     small("run")
     runs = tmp_path / "results" / "runs"
     assert sorted(path.name for path in runs.iterdir()) == sorted([*parents, child, compose(WATCHED).id])
-    assert small("run") == "small: every run is done\n"
+    assert small("run") == "small: everything is done\n"
     small("render")
     drawn = {path.name: path.read_bytes() for path in (tmp_path / "results" / "figures").glob("*.png")}
     assert sorted(drawn) == ["seen.png", "steps.png"]
@@ -252,7 +252,7 @@ def test_processes_that_run_one_report_share_the_work(small: Callable[[str], str
     with second.run.open(waiting=print):  # another process is at the child's parent
         assert second.run.busy()
         assert not first.run.busy()
-        left = cli._missing([(Row("net", "all"), [second, first])], [])
+        left = cli._missing(collect.Evidence(spec.Report(), tmp_path, [(Row("net", "all"), [second, first])], [], None))
         assert [run.config.id for run in left] == [second.config.id, first.config.id]
         assert cli._next(left).config.id == first.config.id
         assert cli._next(left[:1]).config.id == second.config.id
@@ -283,7 +283,33 @@ def test_a_sweep_stands_for_a_row_per_value_and_is_drawn_over_it(tmp_path: Path)
     assert [run.config.as_dict()["model"]["width"] for _, planned in collected for run in planned] == [8, 8, 16, 16]
     for _, planned in collected:
         put(tmp_path, {**record(planned[0].overrides, 4.0, 2.0), "sparsity": 50.0})
-    drawn = figures.DRAW["width"](collected, [])["png"]
+    drawn = figures.DRAW["width"](collect.Evidence(spec.Report(), tmp_path, collected, [], None), [])["png"]
     assert drawn.startswith(b"\x89PNG")
-    assert drawn != figures.DRAW["width"](collected[:1], [])["png"]
+    assert drawn != figures.DRAW["width"](collect.Evidence(spec.Report(), tmp_path, collected[:1], [], None), [])["png"]
     assert spec._expanded(sweep) == [sweep]
+
+
+def test_a_measurement_is_made_once_kept_and_rendered(svdo_run: Command, tmp_path: Path) -> None:
+    def report(verb: str) -> str:
+        done = svdo_run(verb, "kl", program="svdo.report.cli")
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    assert "figure kl stays as it is: svdo-report run has not measured kl yet" in report("render")
+    assert report("plan").splitlines()[-1].endswith("its measurement missing")
+    report("run")
+    kept = tmp_path / "results" / "measured" / "kl.json"
+    before = kept.read_bytes()
+    assert report("run") == "kl: everything is done\n"
+    assert kept.read_bytes() == before
+    found = json.loads(before)
+    assert found["sigmoid"][0]["deviation"] == pytest.approx(0.0094, abs=1e-4)
+    assert found["cubic"][0]["deviation"] == pytest.approx(0.040, abs=1e-3)
+    assert found["refitted"][0]["deviation"] < found["sigmoid"][0]["deviation"]
+    assert found["refitted"][0]["constants"] == pytest.approx([0.6358, 1.873, 1.487], rel=0.02)
+    table = report("render")
+    assert "0.0094" in table
+    assert (tmp_path / "results" / "figures" / "kl.png").exists()
+    assert "close" in report("check")
+    kept.write_text("{")
+    assert svdo_run("plan", "kl", program="svdo.report.cli").returncode == 2

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -9,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ..compose import compose
-from ..config import Config
+from ..config import Config, UserError
 from ..runs import REBUILT, Record, Run, with_weights
 from .spec import Column, Figure, Report, Row
 
@@ -46,12 +47,64 @@ class Planned:
 
 
 @dataclass(frozen=True)
+class Finding:
+    """One outcome of a report's measurement, kept as a run's record is."""
+
+    record: Record | None
+
+
+@dataclass(frozen=True)
 class Measured:
     """A quantity over a row's finished runs: one mean and one sample standard deviation per value (several for layers)."""
 
     means: tuple[float, ...]
     stds: tuple[float, ...]
     n: int
+
+
+Rows = list[tuple[Row, list[Planned | Finding]]]
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """A report with all that it needs: what its rows and its figures rest on, there or still missing."""
+
+    report: Report
+    results_dir: Path
+    rows: Rows
+    figures: list[tuple[Figure, list[Planned]]]
+    measured: Record | None  # by row, the records of its measurement; also what figures show of it
+
+    @property
+    def runs(self) -> list[Planned]:
+        """The runs of all rows."""
+        return [item for _, items in self.rows for item in items if isinstance(item, Planned)]
+
+
+def gather(report: Report, extra: Sequence[str] = ()) -> Evidence:
+    """What there is for a report, its runs being changed by the ``extra`` overrides.
+
+    Raises:
+        UserError: where an override is not one, or what was measured cannot be read.
+    """
+    results_dir = Path(compose(extra).results_dir).expanduser()
+    kept = measurement(report, results_dir)
+    try:
+        measured = json.loads(kept.read_text("utf-8")) if report.measure and kept.exists() else None
+    except (OSError, ValueError) as error:
+        raise UserError(f"{kept} cannot be read ({error}); restore it, or delete it to measure anew") from None
+    rows: Rows = []
+    for row in report.rows:
+        outcomes = [Finding(record) for record in (measured or {}).get(row.measured, [None])] if row.measured else []
+        rows.append((row, [*runs(report, row, extra), *outcomes]))
+    return Evidence(
+        report, results_dir, rows, [(figure, watched(report, figure, extra)) for figure in report.figures], measured
+    )
+
+
+def measurement(report: Report, results_dir: Path) -> Path:
+    """Where the report's measurement is kept."""
+    return results_dir / "measured" / f"{report.name}.json"
 
 
 def runs(report: Report, row: Row, extra: Sequence[str] = ()) -> list[Planned]:
@@ -98,7 +151,7 @@ def without_weights(run: Planned) -> Planned | None:
     return run.at(Path(run.config.results_dir) / REBUILT)
 
 
-def measure(planned: Sequence[Planned], column: Column) -> Measured | None:
+def measure(planned: Sequence[Planned | Finding], column: Column) -> Measured | None:
     """The column's quantity over the runs that are done; None where none is, or where a value is undefined."""
     values = [_value(record, column.key) for run in planned if (record := run.record) is not None]
     if not values or any(item is None for value in values for item in value):
@@ -115,7 +168,7 @@ def _value(record: Record, key: str) -> list[Any]:
     value: Any = record
     for part in key.split("."):
         value = value.get(part) if value is not None else None  # an older record lacks what was not measured then
-    return [value]
+    return value if isinstance(value, list) else [value]
 
 
 def verdict(measured: Measured | None, column: Column, published: Any) -> str:

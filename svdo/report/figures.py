@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from ..runs import Run
-from .collect import Measured, Planned, measure
+from .collect import Evidence, Measured, Planned, measure
 from .spec import Column, Row
 
 COLOURS = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#999999"]  # Okabe and Ito
@@ -34,18 +34,17 @@ class Watched:
         return {"lenet300": "LeNet-300-100", "lenet5": "LeNet-5"}.get(name, name)
 
 
-Collected = Sequence[tuple[Row, list[Planned]]]
-Draw = Callable[[Collected, Sequence[Watched]], dict[str, bytes]]
+Draw = Callable[[Evidence, Sequence[Watched]], dict[str, bytes]]
 
 
-def tradeoff(collected: Collected, watched: Sequence[Watched]) -> dict[str, bytes]:
+def tradeoff(evidence: Evidence, watched: Sequence[Watched]) -> dict[str, bytes]:
     """Error against compression: every row's mean and spread, the published points, and runs whose threshold moves."""
-    labels = list(dict.fromkeys(row.label for row, _ in collected))
-    groups = list(dict.fromkeys(row.group for row, _ in collected))
+    labels = list(dict.fromkeys(row.label for row, _ in evidence.rows))
+    groups = list(dict.fromkeys(row.group for row, _ in evidence.rows))
     figure, axes = _subplots(len(groups), width=5.2, height=4.4)
     for axis, group in zip(axes, groups, strict=True):
         published: set[tuple[Any, Any]] = set()
-        for row, planned in collected:
+        for row, planned in evidence.rows:
             if row.group != group:
                 continue
             number = labels.index(row.label)
@@ -72,7 +71,7 @@ def tradeoff(collected: Collected, watched: Sequence[Watched]) -> dict[str, byte
     return {"png": _png(figure)}
 
 
-def training(collected: Collected, watched: Sequence[Watched]) -> dict[str, bytes]:
+def training(evidence: Evidence, watched: Sequence[Watched]) -> dict[str, bytes]:
     """Test error and the sparsity of each layer after every epoch."""
     figure, axes = _subplots(len(watched), width=5.2, height=3.8)
     for axis, run in zip(axes, watched, strict=True):
@@ -92,7 +91,7 @@ def training(collected: Collected, watched: Sequence[Watched]) -> dict[str, byte
     return {"png": _png(figure)}
 
 
-def log_alpha(collected: Collected, watched: Sequence[Watched]) -> dict[str, bytes]:
+def log_alpha(evidence: Evidence, watched: Sequence[Watched]) -> dict[str, bytes]:
     """The distribution of log alpha in each layer after training, and the threshold."""
     figure, axes = _subplots(len(watched), width=5.2, height=3.6)
     for axis, run in zip(axes, watched, strict=True):
@@ -111,7 +110,7 @@ def log_alpha(collected: Collected, watched: Sequence[Watched]) -> dict[str, byt
     return {"png": _png(figure)}
 
 
-def thinning(collected: Collected, watched: Sequence[Watched]) -> dict[str, bytes]:
+def thinning(evidence: Evidence, watched: Sequence[Watched]) -> dict[str, bytes]:
     """The first convolution's filters and a piece of the first dense layer while training removes their weights."""
     (run,) = watched
     epochs = run.seen["epochs"]
@@ -153,11 +152,11 @@ def _frame(above: Any, below: Any, seen: dict[str, np.ndarray], index: int) -> N
     below.set_title(f"first dense layer (a piece), {kept[1]:.1f} % left", fontsize=9)
 
 
-def width(collected: Collected, watched: Sequence[Watched]) -> dict[str, bytes]:
+def width(evidence: Evidence, watched: Sequence[Watched]) -> dict[str, bytes]:
     """Error of every method, and its sparsity where it has any, over the swept value; published figures hollow."""
     figure, (axis,) = _subplots(1, width=6.4, height=4.4)
     right = axis.twinx()
-    swept = [(row, planned) for row, planned in collected if row.sweep]
+    swept = [(row, planned) for row, planned in evidence.rows if row.sweep]
     for number, label in enumerate(dict.fromkeys(row.label for row, _ in swept)):
         style = {"color": COLOURS[number], "marker": MARKERS[number]}
         for key, target, line in (("test.error", axis, "-"), ("sparsity", right, "--")):
@@ -183,6 +182,25 @@ def width(collected: Collected, watched: Sequence[Watched]) -> dict[str, bytes]:
     return {"png": _png(figure)}
 
 
+def kl(evidence: Evidence, watched: Sequence[Watched]) -> dict[str, bytes]:
+    """-KL over log alpha, exact and approximated, and what the approximations miss."""
+    assert evidence.measured is not None
+    curves = {name: np.array(values, dtype=np.float64) for name, values in evidence.measured["curves"].items()}
+    at, exact = curves.pop("log_alpha"), curves.pop("exact")
+    figure, (left, right) = _subplots(2, width=5.2, height=3.8)
+    left.plot(at, -exact, color="black", linewidth=3, alpha=0.4, label="exact")
+    names = {"sigmoid": "sigmoid (2017)", "cubic": "cubic (2015), α ≤ 1", "bound": "lower bound (2015), α ≤ 1"}
+    for number, (name, label) in enumerate(names.items()):
+        style = {"color": COLOURS[number], "linestyle": ("-", "--", ":")[number], "label": label}
+        left.plot(at, -curves[name], **style)
+        right.plot(at, curves[name] - exact, **style)
+    left.set(xlabel="log α", ylabel="−KL, nats")
+    right.set(xlabel="log α", ylabel="approximation − exact KL, nats", ylim=(-0.05, 0.05))
+    left.legend(fontsize=8, frameon=False)
+    right.grid(alpha=0.3)
+    return {"png": _png(figure)}
+
+
 def _swept(row: Row) -> float:
     ((value,),) = row.sweep.values()
     return float(value)
@@ -194,6 +212,7 @@ DRAW: dict[str, Draw] = {
     "log_alpha": log_alpha,
     "thinning": thinning,
     "width": width,
+    "kl": kl,
 }
 
 

@@ -10,13 +10,11 @@ from typing import Any
 from tabulate import tabulate
 
 from ..runs import Record
-from .collect import Measured, Planned, measure, verdict
+from .collect import Measured, Rows, measure, verdict
 from .spec import Column, Report, Row
 
-Collected = Sequence[tuple[Row, list[Planned]]]
 
-
-def table(report: Report, collected: Collected) -> tuple[list[str], list[list[str]]]:
+def table(report: Report, collected: Rows) -> tuple[list[str], list[list[str]]]:
     """Headers and rows of text, the same for every format."""
     headers = ["network", "method"]
     for column in report.columns:
@@ -46,7 +44,7 @@ def core_minutes(records: Sequence[Record]) -> str:
     return f"{mean:.1f} on a GPU" if gpu else f"{mean:.1f}"
 
 
-def markdown(report: Report, collected: Collected) -> str:
+def markdown(report: Report, collected: Rows) -> str:
     """The table with its notes, sources and the ids of its runs."""
     headers, rows = table(report, collected)
     parts = [f"# {report.title}", tabulate(rows, headers, tablefmt="github", disable_numparse=True)]
@@ -56,23 +54,27 @@ def markdown(report: Report, collected: Collected) -> str:
     sources = [f"- {_label(row)}: {row.source}" for row, _ in collected if row.source]
     if sources:
         parts += ["Published figures, as quoted:", "\n".join(sources)]
-    ids = [
-        f"- {_label(row)}: " + ", ".join(f"`{run.config.id}`" for run in planned if run.record is not None)
-        for row, planned in collected
-        if any(run.record is not None for run in planned)
-    ]
+    ids = []
+    for row, items in collected:
+        names = [f"`{record['id']}`" for item in items if (record := item.record) is not None]
+        ids += [f"- {_label(row)}: " + ", ".join(names)] if names else []
     if ids:
-        parts += ["Measured figures, by run (`results/runs/<id>/result.json`):", "\n".join(ids)]
+        parts += [
+            "Measured figures, by run (`results/runs/<id>/result.json`):"
+            if not report.measure
+            else f"Measured by {report.measure}, kept in `results/measured/{report.name}.json`:",
+            "\n".join(ids),
+        ]
     return "\n\n".join(parts) + "\n"
 
 
-def latex(report: Report, collected: Collected) -> str:
+def latex(report: Report, collected: Rows) -> str:
     """A booktabs tabular."""
     headers, rows = table(report, collected)
     return tabulate(rows, headers, tablefmt="latex_booktabs", disable_numparse=True) + "\n"
 
 
-def comma_separated(report: Report, collected: Collected) -> str:
+def comma_separated(report: Report, collected: Rows) -> str:
     """Numbers at full precision: one line per row and quantity."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
@@ -89,7 +91,7 @@ def comma_separated(report: Report, collected: Collected) -> str:
     return text.getvalue()
 
 
-def verdicts(report: Report, collected: Collected) -> str:
+def verdicts(report: Report, collected: Rows) -> str:
     """Ours beside the published figure, a verdict per cell."""
     lines = []
     for row, planned in collected:

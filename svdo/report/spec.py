@@ -25,8 +25,9 @@ class Column:
 
 @dataclass
 class Row:
-    """One network with one method. Without ``overrides`` it is quoted only; without ``published`` nobody published it.
+    """One network with one method, or one outcome of the report's measurement.
 
+    Without ``overrides`` and ``measured`` it is quoted only; without ``published`` nobody published it.
     ``seeds`` replace the report's; ``parent``: overrides of the run, of the same seed, whose weights this one starts from.
     ``sweep`` (one key with its values) stands for one row per value, its published figures being lists in that order.
     """
@@ -34,6 +35,7 @@ class Row:
     group: str = ""
     label: str = MISSING
     overrides: list[str] | None = None
+    measured: str = ""
     parent: list[str] | None = None
     seeds: list[int] | None = None
     sweep: dict[str, list[Any]] = field(default_factory=dict)
@@ -53,9 +55,10 @@ class Figure:
 
 @dataclass
 class Report:
-    """A declared table, with its figures."""
+    """A declared table, with its figures; ``measure`` names a function of ``measures.py``, for what no run's record holds."""
 
     name: str = ""
+    measure: str = ""
     title: str = MISSING
     overrides: list[str] = field(default_factory=list)
     seeds: list[int] = field(default_factory=lambda: [0])
