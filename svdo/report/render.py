@@ -15,19 +15,19 @@ from .spec import Column, Report, Row
 
 
 def table(report: Report, collected: Rows) -> tuple[list[str], list[list[str]]]:
-    """Headers and rows of text, the same for every format."""
-    headers = ["network", "method"]
+    """Headers and rows of text, the same for every format; what no row has is left out."""
+    named = ["network"] if any(row.group for row, _ in collected) else []
+    quoted = {column.key for column in report.columns if any(column.key in row.published for row, _ in collected)}
+    headers = [*named, "method"]
     for column in report.columns:
-        headers += [f"{column.label}, published", f"{column.label}, measured"]
+        headers += [f"{column.label}, published"] * (column.key in quoted) + [f"{column.label}, measured"]
     headers += ["runs", "core-minutes"]
     rows = []
     for row, planned in collected:
-        cells = [row.group, row.label]
+        cells = [row.group] * len(named) + [row.label]
         for column in report.columns:
-            cells += [
-                _published(row.published.get(column.key), column),
-                measured_text(measure(planned, column), column),
-            ]
+            cells += [_published(row.published.get(column.key), column)] * (column.key in quoted)
+            cells.append(measured_text(measure(planned, column), column))
         done = [record for run in planned if (record := run.record) is not None]
         cells += [f"{len(done)} of {len(planned)}" if planned else "quoted", core_minutes(done)]
         rows.append(cells)
