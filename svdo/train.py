@@ -89,10 +89,11 @@ class Training:
 
     def __init__(self, config: Config, run: Run, stop: Stop) -> None:
         self.config, self.run, self.stop = config, run, stop
-        self.started = datetime.now(timezone.utc).isoformat(timespec="seconds")
+        started = datetime.now(timezone.utc).isoformat(timespec="seconds")
         self.device = machine.device(config.runtime)
         if config.runtime.threads:
             torch.set_num_threads(config.runtime.threads)
+        self.provenance = machine.provenance(config.runtime, self.device, started)  # now: a checkout can move on meanwhile
         machine.keep_freed_memory()
         torch.set_flush_denormal(True)  # removed weights shrink to denormals, which CPUs multiply many times slower
         images = load(config.dataset.name, Path(config.data_dir).expanduser(), config.runtime.progress)
@@ -282,7 +283,7 @@ class Training:
             "storage": _finite(storage(model)),
             "epochs": self.progress.epoch,
             "seconds": round(self.progress.seconds, 3),
-            "provenance": machine.provenance(config.runtime, self.device, self.started),
+            "provenance": self.provenance,
         }
         if data.validation is not None:
             record["validation"] = evaluate(model, data.validation)
