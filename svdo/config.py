@@ -77,7 +77,8 @@ class TrainConfig:
     kl_full: float = 0.1  # then grows linearly to kl_peak at this share,
     kl_peak: float = 1.0  # from which
     kl_settled: float = 1.0  # it falls linearly to 1 at this one
-    noise_waits: bool = False  # noise parameters learn at lr times the warm-up, 0 to 1: not at all before the KL acts
+    noise_lr: float = 1.0  # noise parameters learn at so many times lr,
+    noise_waits: bool = False  # and that times the warm-up, 0 to 1: not at all before the KL acts
     momentum: float = 0.9  # Adam's beta 1, or SGD's momentum
     weight_decay: float = 0.0  # gradient wd * w on weight matrices and filters; never on noise parameters, biases, norms
 
@@ -88,9 +89,11 @@ class TrainConfig:
         _one_of("train.optimizer", self.optimizer, OPTIMIZERS)
         _at_least("train.lr", self.lr, 0.0)
         _at_least("train.weight_decay", self.weight_decay, 0.0)
+        _at_least("train.noise_lr", self.noise_lr, 0.0)
         for key in ("lr_flat", "kl_start", "kl_full", "kl_settled"):
             _between(f"train.{key}", getattr(self, key), 0.0, 1.0)
-        require(math.isfinite(self.lr), f"train.lr={self.lr} is not a finite number")
+        for key in ("lr", "noise_lr"):
+            require(math.isfinite(getattr(self, key)), f"train.{key}={getattr(self, key)} is not a finite number")
         require(0.0 <= self.momentum < 1.0, f"train.momentum={self.momentum} is out of range; it must lie in [0, 1)")
         require(self.kl_start <= self.kl_full, "train.kl_start must not exceed train.kl_full")
         require(self.kl_full <= self.kl_settled, "train.kl_full must not exceed train.kl_settled")

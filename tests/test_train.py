@@ -96,6 +96,19 @@ def test_a_compiled_step_trains_to_about_the_same(tmp_path: Path) -> None:
     assert compiled["train"]["nll"] == pytest.approx(eager["train"]["nll"], rel=0.1)
 
 
+def test_the_noise_parameters_have_a_learning_rate_of_their_own(tmp_path: Path) -> None:
+    config = compose([*QUICK, "train.noise_lr=3", "train.kl_start=0.5", "train.kl_full=1", f"results_dir={tmp_path}"])
+    training = train.Training(config, Run(tmp_path, config.id), train.Stop())
+    lr, noise_lr, _ = training._rates(0, 0, 20)
+    assert noise_lr == pytest.approx(3 * lr)
+    assert lr > 0.0
+    training.config.train.noise_waits = True
+    assert training._rates(0, 0, 20)[1] == 0.0
+    lr, noise_lr, weight = training._rates(0, 15, 20)
+    assert noise_lr == pytest.approx(3 * weight * lr)
+    assert weight == pytest.approx(0.5)
+
+
 def test_noise_that_waits_stands_still_until_the_kl_acts(tmp_path: Path) -> None:
     schedule = ["train.epochs=2", "train.kl_start=0.5", "train.kl_full=0.75"]
     spread = {}
