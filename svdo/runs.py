@@ -90,7 +90,7 @@ class Run:
         """Whether some process is training it now."""
         with contextlib.suppress(OSError), open(self.folder / "lock") as lock:
             try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)  # shared: who only asks is not busy to others
             except BlockingIOError:
                 return True
         return False

@@ -25,6 +25,7 @@ from .evaluate import evaluate, reestimate_batch_norm
 from .fetch import load
 from .layers import Noise, noisy_layers, weight_layers
 from .methods import Method
+from .methods import find as find_method
 from .models import Model, build
 from .objective import objective
 from .prune import compression, evaluation_weights, sparsity, storage
@@ -320,9 +321,16 @@ def _start_from(network: nn.Module, config: Config) -> None:
         raise UserError(
             f"pretrained={config.pretrained}: {parent.weights} is missing; train that run again with results_dir={again}"
         )
-    weights = checkpoint.load(found.weights)
+    record, weights = found.result(), checkpoint.load(found.weights)
+    assert record is not None
+    parent_method = find_method(record["method"])(**record["config"]["method"])
     try:
         network.load_state_dict({key: value for key, value in weights.items() if "noise." not in key})
+        twin = convert(network, parent_method)
+        twin.load_state_dict(weights)
+        with torch.no_grad():  # what the parent's record evaluates: its removed weights start at 0
+            for name, weight in evaluation_weights(twin).items():
+                network.get_submodule(name).weight.copy_(weight)  # type: ignore[operator]
     except RuntimeError:
         raise UserError(f"pretrained={config.pretrained}: its network is not a {config.model.name} of this shape") from None
 

@@ -60,9 +60,13 @@ class Mixture(nn.Module):
         result: Tensor = _LogLikelihood.apply(weight.flatten(), self.coefficients())
         return result
 
-    def owners(self, weight: Tensor) -> Tensor:
-        """The number of each weight's most responsible component, of ``weight``'s shape."""
-        return (self.coefficients() @ _powers(weight.flatten())).argmax(0).view_as(weight)
+    def shared(self, weight: Tensor) -> Tensor:
+        """For each weight the mean of its most responsible component, merged ones counting together; of ``weight``'s shape."""
+        means, group = self.merged_means().unique(return_inverse=True)
+        terms = self.coefficients() @ _powers(weight.flatten())
+        responsible = torch.stack([terms[group == number].logsumexp(0) for number in range(len(means))]).argmax(0)
+        result: Tensor = means[responsible].view_as(weight)
+        return result
 
     def hyper_penalty(self) -> Tensor:
         """-log Gamma(lambda | a, b) summed over components, a scalar that is 0 where every precision is the prior's mode."""
@@ -163,7 +167,7 @@ class SharedWeights(Noise):
     def advance(self, weight: Tensor, step: int, steps: int) -> None:
         """After the last step, give each weight the mean of its most responsible component."""
         if step == steps:
-            weight.copy_(self.mixture.merged_means()[self.mixture.owners(weight)])
+            weight.copy_(self.mixture.shared(weight))
 
 
 @method

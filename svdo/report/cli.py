@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import argparse
+import shutil
 import sys
+import traceback
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from .. import console, train
 from ..checkpoint import write_atomically
 from ..cli import exit_status
 from ..config import UserError
-from ..runs import finished
+from ..runs import REBUILT, finished
 from . import collect, measures, render, spec, watch
 from .collect import Evidence, Planned
 
@@ -41,8 +43,18 @@ def main() -> None:
     arguments = parser.parse_args()
     with exit_status():
         report = spec.load(arguments.name)
+        if arguments.verb == "render":
+            _refuse_to_mix(arguments.overrides)
         evidence = collect.gather(report, arguments.overrides)
         {"plan": _plan, "run": _run, "render": _render, "check": _check}[arguments.verb](evidence)
+
+
+def _refuse_to_mix(overrides: list[str]) -> None:
+    """A table changed by overrides must not take the place of the declared one."""
+    keys = [item.lstrip("+~").partition("=")[0] for item in overrides]
+    changing = [key for key in keys if key not in ("results_dir", "data_dir") and not key.startswith("runtime.")]
+    if changing and "results_dir" not in keys:
+        raise UserError(f"{changing[0]} makes another table than the declared one; say where it goes with results_dir=...")
 
 
 def _unseen(evidence: Evidence) -> list[Planned]:
@@ -73,7 +85,7 @@ def _plan(evidence: Evidence) -> None:
     done = sum(run.record is not None for run in needed.values())
     parts = [f"about {_minutes(total)}"] * bool(total) + ["some not timed yet" if total else "not timed yet"] * untimed
     time = f", {', '.join(parts)}" if parts else ""
-    again = len(missing) - (len(needed) - done)
+    again = sum(run.config.results_dir.endswith(REBUILT) for run in missing)
     extra = f", {again} to train again for weights that are not kept" if again else ""
     extra += ", its measurement missing" if to_measure else ""
     print(f"{name}: {done} of {len(needed)} runs done, {len(needed) - done} missing{extra}{time}")
@@ -96,13 +108,18 @@ def _run(evidence: Evidence) -> None:
         run = _next(left)
         tried.add(run.run.folder)
         print(f"\n=== {run.command}", flush=True)
+        if run.record is not None:  # trained again once already, but for its weights alone, without what figures need
+            shutil.rmtree(run.run.folder)
         overrides = dict(item.partition("=")[::2] for item in run.overrides)
-        outcome = {"overrides": overrides, "id": run.config.id, "label": run.command, "message": ""}
+        outcome: dict[str, Any] = {"overrides": overrides, "id": run.config.id, "label": run.command, "message": ""}
         try:
             outcome["status"], _ = train.execute(run.config)
-        except UserError as error:
-            outcome |= {"status": "failed", "message": str(error)}
-            print(f"svdo: {error}", file=sys.stderr, flush=True)
+        except Exception as error:  # the next run may do better
+            outcome |= {"status": "failed", "message": (str(error).splitlines() or [type(error).__name__])[0]}
+            print(f"svdo: {outcome['message']}", file=sys.stderr, flush=True)
+            if not isinstance(error, UserError | OSError):
+                run.run.error.write_text(traceback.format_exc())
+                outcome["message"] += f" (traceback: {run.run.error})"
         outcomes.append((outcome, run))
     for run in _unseen(evidence):
         if source := watch.source(run):
@@ -123,16 +140,19 @@ def _render(evidence: Evidence) -> None:
         "tex": render.latex(report, evidence.rows),
         "csv": render.comma_separated(report, evidence.rows),
     }
-    files: dict[Path, bytes] = {results / "tables" / f"{report.name}.{suffix}": text.encode() for suffix, text in texts.items()}
+    _write({results / "tables" / f"{report.name}.{suffix}": text.encode() for suffix, text in texts.items()})
     print(texts["md"])
-    files |= _drawn(evidence)
-    try:
-        for path, content in files.items():
+    _write(_drawn(evidence))
+
+
+def _write(files: dict[Path, bytes]) -> None:
+    for path, content in files.items():
+        try:
             path.parent.mkdir(parents=True, exist_ok=True)
             write_atomically(path, lambda file, content=content: file.write(content))
-    except OSError as error:
-        raise UserError(f"cannot write to {results}: {error.strerror}; name another folder with results_dir=...") from None
-    print("written: " + ", ".join(map(str, files)))
+        except OSError as error:
+            raise UserError(f"cannot write {path}: {error.strerror}; name another folder with results_dir=...") from None
+        print(f"written {path}")
 
 
 def _drawn(evidence: Evidence) -> dict[Path, bytes]:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import math
+import shlex
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -26,7 +28,7 @@ class Planned:
     @property
     def command(self) -> str:
         """The line that trains it."""
-        return " ".join(["svdo-run", *(_quoted(item) for item in self.overrides)])
+        return shlex.join(["svdo-run", *self.overrides])
 
     @property
     def run(self) -> Run:
@@ -87,7 +89,8 @@ def gather(report: Report, extra: Sequence[str] = ()) -> Evidence:
     Raises:
         UserError: where an override is not one, or what was measured cannot be read.
     """
-    results_dir = Path(compose(extra).results_dir).expanduser()
+    where = [item for item in (*report.overrides, *extra) if item.lstrip("+").startswith("results_dir=")]
+    results_dir = Path(compose(where).results_dir).expanduser()
     kept = measurement(report, results_dir)
     try:
         measured = json.loads(kept.read_text("utf-8")) if report.measure and kept.exists() else None
@@ -113,7 +116,7 @@ def runs(report: Report, row: Row, extra: Sequence[str] = ()) -> list[Planned]:
         return []
     start = compose((*report.overrides, *row.parent, *extra)) if row.parent is not None else None
     child = compose((*report.overrides, *row.overrides, *extra))
-    given = any(item.startswith("seed=") for item in extra)
+    given = any(item.lstrip("+").startswith("seed=") for item in extra)
     planned = []
     for seed in [child.seed] if given else report.seeds if row.seeds is None else row.seeds:
         ending = (*extra,) if given else (f"seed={seed}", *extra)
@@ -152,23 +155,26 @@ def without_weights(run: Planned) -> Planned | None:
 
 
 def measure(planned: Sequence[Planned | Finding], column: Column) -> Measured | None:
-    """The column's quantity over the runs that are done; None where none is, or where a value is undefined."""
-    values = [_value(record, column.key) for run in planned if (record := run.record) is not None]
-    if not values or any(item is None for value in values for item in value):
+    """The column's quantity over the runs that are done and have it; None where none has."""
+    values = [value for run in planned if (record := run.record) is not None and (value := _value(record, column.key))]
+    if not values:
         return None
     by_part = list(zip(*values, strict=True))
     means = tuple(statistics.fmean(part) for part in by_part)
-    stds = tuple(statistics.stdev(part) if len(part) > 1 else 0.0 for part in by_part)
+    stds = tuple(statistics.stdev(part) if len(part) > 1 and math.isfinite(sum(part)) else 0.0 for part in by_part)
     return Measured(means, stds, len(values))
 
 
-def _value(record: Record, key: str) -> list[Any]:
+def _value(record: Record, key: str) -> list[float]:
+    """One number, or several; none where the record is older than the quantity, infinity where nothing is left to divide by."""
     if key == "layers":
         return [layer["sparsity"] for layer in record["layers"]]
     value: Any = record
     for part in key.split("."):
-        value = value.get(part) if value is not None else None  # an older record lacks what was not measured then
-    return value if isinstance(value, list) else [value]
+        if part not in value:
+            return []
+        value = value[part]
+    return value if isinstance(value, list) else [math.inf if value is None else value]
 
 
 def verdict(measured: Measured | None, column: Column, published: Any) -> str:
@@ -190,12 +196,8 @@ def expected_seconds(config: Config, records: Sequence[Record]) -> float | None:
 
     Runs of the same method say more than others; where there are some, they alone count.
     """
-    model = config.as_dict()["model"]
-    alike = [r for r in records if r["dataset"] == config.dataset.name and r["config"]["model"] == model and r["epochs"]]
+    same = {key: config.as_dict()[key] for key in ("model", "dataset")}
+    alike = [r for r in records if r["epochs"] and {key: r["config"][key] for key in same} == same]
     alike = [r for r in alike if r["method"] == config.method.name] or alike
     rates = [r["seconds"] / r["epochs"] * r["config"]["train"]["batch_size"] for r in alike]
     return statistics.median(rates) * config.train.epochs / config.train.batch_size if rates else None
-
-
-def _quoted(override: str) -> str:
-    return f"'{override}'" if any(character in override for character in '{}*? "') else override

@@ -76,15 +76,15 @@ def training(evidence: Evidence, watched: Sequence[Watched]) -> dict[str, bytes]
     figure, axes = _subplots(len(watched), width=5.2, height=3.8)
     for axis, run in zip(axes, watched, strict=True):
         lines = Run(run.run.config.results_dir, run.run.config.id).epochs()
-        epochs = [line["epoch"] for line in lines]
-        axis.plot(epochs, [line["test_error"] for line in lines], color="black", label="test error (left)")
-        axis.set(title=run.title, xlabel="epoch", ylabel="test error, %", yscale="log")
+        epochs, held_out = [line["epoch"] for line in lines], "test" if "test_error" in lines[0] else "validation"
+        axis.plot(epochs, [line[f"{held_out}_error"] for line in lines], color="black", label=f"{held_out} error (left)")
+        axis.set(title=run.title, xlabel="epoch", ylabel=f"{held_out} error, %", yscale="log")
         axis.yaxis.set_major_formatter("{x:g}")
         axis.yaxis.set_minor_formatter("{x:g}")
         right = axis.twinx()
         for number, name in enumerate(lines[0]["sparsity"]):
             values = [line["sparsity"][name] for line in lines]
-            right.plot(epochs, values, "--", color=COLOURS[number], label=f"sparsity of {name} (right)")
+            right.plot(epochs, values, "--", color=COLOURS[number % len(COLOURS)], label=f"sparsity of {name} (right)")
         right.set(ylabel="sparsity, %", ylim=(0, 101))
         handles = [*axis.get_lines(), *right.get_lines()]
         axis.legend(handles, [str(handle.get_label()) for handle in handles], fontsize=7, loc="center right")
@@ -97,7 +97,9 @@ def log_alpha(evidence: Evidence, watched: Sequence[Watched]) -> dict[str, bytes
     for axis, run in zip(axes, watched, strict=True):
         bins = run.seen["bins"]
         for number, (name, counts) in enumerate(zip(run.seen["layers"], run.seen["log_alpha"], strict=True)):
-            axis.stairs(100.0 * counts / counts.sum(), bins, color=COLOURS[number], label=str(name), linewidth=1.4)
+            axis.stairs(
+                100.0 * counts / counts.sum(), bins, color=COLOURS[number % len(COLOURS)], label=str(name), linewidth=1.4
+            )
         axis.axvline(3.0, color="black", linestyle=":", label="removed from here")
         axis.set(
             title=run.title,
@@ -158,7 +160,7 @@ def width(evidence: Evidence, watched: Sequence[Watched]) -> dict[str, bytes]:
     right = axis.twinx()
     swept = [(row, planned) for row, planned in evidence.rows if row.sweep]
     for number, label in enumerate(dict.fromkeys(row.label for row, _ in swept)):
-        style = {"color": COLOURS[number], "marker": MARKERS[number]}
+        style = {"color": COLOURS[number % len(COLOURS)], "marker": MARKERS[number % len(MARKERS)]}
         for key, target, line in (("test.error", axis, "-"), ("sparsity", right, "--")):
             points = [
                 (_swept(row), measure(planned, Column(key)), row.published.get(key))

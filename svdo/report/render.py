@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import csv
 import io
+import math
+import statistics
 from collections.abc import Sequence
 from typing import Any
 
@@ -35,13 +37,12 @@ def table(report: Report, collected: Rows) -> tuple[list[str], list[list[str]]]:
 
 
 def core_minutes(records: Sequence[Record]) -> str:
-    """Wall time of one run times the threads that it used, a mean; of runs on a GPU, its minutes."""
-    if not records:
-        return ""
-    gpu = any(not record["provenance"]["device"].startswith("cpu") for record in records)
-    threads = [1 if gpu else record["provenance"]["threads"] for record in records]
-    mean = sum(record["seconds"] * n for record, n in zip(records, threads, strict=True)) / 60 / len(records)
-    return f"{mean:.1f} on a GPU" if gpu else f"{mean:.1f}"
+    """Wall time of one run times the threads that it used, a mean; of runs on a GPU, minutes."""
+    cpu = [r for r in records if r["provenance"]["device"].startswith("cpu")]
+    gpu = [r for r in records if r not in cpu]
+    texts = [f"{statistics.fmean(r['seconds'] * r['provenance']['threads'] for r in cpu) / 60:.1f}"] if cpu else []
+    texts += [f"{statistics.fmean(r['seconds'] for r in gpu) / 60:.1f} on a GPU"] if gpu else []
+    return ", ".join(texts)
 
 
 def markdown(report: Report, collected: Rows) -> str:
@@ -110,8 +111,8 @@ def measured_text(measured: Measured | None, column: Column) -> str:
     """mean ± std, the spread only where there is more than one run; layers are joined by dashes, without spread."""
     if measured is None:
         return ""
-    means = " - ".join(f"{mean:{column.format}}" for mean in measured.means)
-    if len(measured.means) > 1 or measured.n == 1:
+    means = " - ".join(f"{mean:{column.format}}" if math.isfinite(mean) else "no weights left" for mean in measured.means)
+    if len(measured.means) > 1 or measured.n == 1 or not math.isfinite(measured.means[0]):
         return means
     return f"{means} ± {measured.stds[0]:{column.format}}"
 

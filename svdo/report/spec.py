@@ -8,8 +8,9 @@ from typing import Any
 
 from omegaconf import MISSING, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
 
-from ..config import UserError
+from ..config import UserError, require
 
 
 @dataclass
@@ -83,6 +84,8 @@ def load(name: str) -> Report:
         report = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Report), OmegaConf.create(text)))
     except OmegaConfBaseException as error:
         raise UserError(f"conf/report/{name}.yaml: {str(error).splitlines()[0]} ({error.full_key})") from None
+    except YAMLError as error:
+        raise UserError(f"conf/report/{name}.yaml: {' '.join(str(error).split())}") from None
     assert isinstance(report, Report)
     report.name = name
     report.rows = [single for row in report.rows for single in _expanded(row)]
@@ -94,6 +97,8 @@ def _expanded(row: Row) -> list[Row]:
     if not row.sweep:
         return [row]
     ((key, values),) = row.sweep.items()
+    for column, figures in row.published.items():
+        require(len(figures) == len(values), f"{row.label}: as many published {column} as values of {key} are needed")
     rows = []
     for number, value in enumerate(values):
         setting = f"{key}={value}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +10,7 @@ import torch
 from torch import Tensor
 
 from .. import checkpoint, train
-from ..config import Config
+from ..config import Config, UserError
 from ..evaluate import evaluate
 from ..layers import noisy_layers
 from ..prune import at_threshold, sparsity
@@ -30,7 +31,9 @@ def source(run: Planned) -> Run | None:
     """The run with weights and snapshots, in its own folder or trained again in the store beside it; None where neither has."""
     stores = (run.config.results_dir, Path(run.config.results_dir) / REBUILT)
     runs = (Run(store, run.config.id) for store in stores)
-    return next((found for found in runs if found.result() and found.weights.exists() and found.snapshots()), None)
+    epochs = list(range(1, run.config.train.epochs + 1))
+    whole = (found for found in runs if found.weights.exists() and list(found.snapshots()) == epochs and found.result())
+    return next(whole, None)
 
 
 def to_train(run: Planned) -> Planned:
@@ -43,11 +46,12 @@ def watch(config: Config, run: Run) -> dict[str, np.ndarray]:
     """What figures show of a run, as arrays.
 
     ``epochs`` (E,), and after each ``filters`` (E, out, in, h, w) and ``piece`` (E, *PIECE) of the first layers; ``layers`` and
-    their ``log_alpha`` counts in ``bins``; ``thresholds``, and ``error`` (percent, test set) and ``compression`` at each.
+    their ``log_alpha`` counts in ``bins``; ``thresholds``, and ``error`` (percent, test set) and ``compression`` at each; the
+    ``record`` of what was watched, as JSON, since a run trained again for its weights differs from the first by rounding.
     """
     snapshots = {epoch: checkpoint.load(path) for epoch, path in run.snapshots().items()}
     first = next(iter(snapshots.values()))
-    seen = {"epochs": np.array(list(snapshots)), "thresholds": THRESHOLDS}
+    seen = {"epochs": np.array(list(snapshots)), "thresholds": THRESHOLDS, "record": np.array(json.dumps(run.result()))}
     for key, dimensions in (("filters", 4), ("piece", 2)):
         name = next((name for name, weight in first.items() if weight.dim() == dimensions), None)
         if name is not None:
@@ -78,8 +82,11 @@ def load(config: Config) -> dict[str, np.ndarray] | None:
     path = file(config)
     if not path.exists():
         return None
-    with np.load(path) as kept:
-        return dict(kept)
+    try:
+        with np.load(path) as kept:
+            return dict(kept)
+    except Exception as error:  # a damaged archive can fail anywhere in zipfile, zlib or numpy
+        raise UserError(f"{path} cannot be read ({error}); restore it, or delete it to look at the run anew") from None
 
 
 def _half(values: Tensor) -> np.ndarray:
