@@ -1,6 +1,7 @@
 """Declared tables: planned, collected, rendered and judged from records."""
 
 import json
+import shutil
 import sys
 from collections.abc import Callable
 from dataclasses import replace
@@ -10,8 +11,9 @@ from typing import Any
 import pytest
 from conftest import Command
 
+from svdo import train
 from svdo.compose import compose
-from svdo.config import UserError
+from svdo.config import Config, UserError
 from svdo.report import cli, collect, figures, render, spec, watch
 from svdo.report.spec import Column, Figure, Row
 from svdo.runs import Run, finished
@@ -313,3 +315,71 @@ def test_a_measurement_is_made_once_kept_and_rendered(svdo_run: Command, tmp_pat
     assert "close" in report("check")
     kept.write_text("{")
     assert svdo_run("plan", "kl", program="svdo.report.cli").returncode == 2
+
+
+def test_render_refuses_a_table_that_is_not_the_declared_one(svdo_run: Command, tmp_path: Path) -> None:
+    refused = svdo_run("render", "fast", "+seed=7", program="svdo.report.cli")
+    assert refused.returncode == 2
+    assert "say where it goes with results_dir=..." in refused.stderr
+    assert not (tmp_path / "results").exists()
+    assert svdo_run("render", "fast", "seed=7", "results_dir=other", program="svdo.report.cli").returncode == 0
+    assert (tmp_path / "other" / "tables" / "fast.md").exists()
+
+
+def test_a_forced_seed_is_the_only_one(report: spec.Report) -> None:
+    assert [run.config.seed for run in collect.runs(report, report.rows[1], ["++seed=7"])] == [7]
+
+
+def test_what_an_old_record_lacks_is_not_counted_and_what_is_undefined_is_said() -> None:
+    def cell(*records: dict[str, Any]) -> collect.Measured | None:
+        return collect.measure([collect.Finding(item) for item in records], Column("compression", "compression"))
+
+    assert cell({"compression": 4.0}, {}, {"compression": 2.0}) == collect.Measured((3.0,), (2.0**0.5,), 2)
+    assert cell({}) is None
+    emptied = cell({"compression": 4.0}, {"compression": None})
+    assert render.measured_text(emptied, Column("compression", "compression")) == "no weights left"
+    assert collect.verdict(emptied, Column("compression", "compression", better="higher"), 4.0) == "reached"
+
+
+def test_core_minutes_keep_devices_apart() -> None:
+    cpu = {"seconds": 60.0, "provenance": {"device": "cpu (x86_64, 2 threads)", "threads": 2}}
+    gpu = {"seconds": 30.0, "provenance": {"device": "NVIDIA", "threads": 8}}
+    assert render.core_minutes([cpu, gpu]) == "2.0, 0.5 on a GPU"
+    assert render.core_minutes([]) == ""
+
+
+def test_one_failure_does_not_end_a_report(
+    small: Callable[[str], str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    real = train.execute
+
+    def execute(config: Config) -> Any:
+        if config.method.name == "none" and config.seed == 0:
+            (tmp_path / "results" / "runs" / config.id).mkdir(parents=True)
+            raise RuntimeError("out of memory")
+        return real(config)
+
+    monkeypatch.setattr(train, "execute", execute)
+    with pytest.raises(SystemExit) as stop:
+        small("run")
+    assert stop.value.code == 1
+    output = capsys.readouterr().out
+    assert "out of memory (traceback: " in output
+    assert len(list((tmp_path / "results" / "runs").glob("*/result.json"))) == 3
+
+
+def test_a_figure_waits_for_every_snapshot_and_replaces_a_copy_without(small: Callable[[str], str], tmp_path: Path) -> None:
+    small("run")
+    config = compose(WATCHED)
+    watch.file(config).unlink()
+    (Run(tmp_path / "results", config.id).snapshot(1)).unlink()
+    assert watch.source(collect.Planned((), config)) is None
+    (tmp_path / "results" / "rebuilt" / "runs").mkdir(parents=True)
+    shutil.copytree(Run(tmp_path / "results", config.id).folder, tmp_path / "results" / "rebuilt" / "runs" / config.id)
+    small("run")
+    seen = watch.load(config)
+    assert seen is not None
+    assert seen["epochs"].tolist() == [1, 2]
+    watch.file(config).write_bytes(b"PK")
+    with pytest.raises(UserError, match="cannot be read"):
+        watch.load(config)

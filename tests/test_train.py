@@ -72,6 +72,14 @@ def test_sparse_vd_can_start_from_a_trained_network(tmp_path: Path) -> None:
         execute(tmp_path, f"pretrained={parent['id']}")
 
 
+def test_what_a_parent_had_removed_starts_at_zero(tmp_path: Path) -> None:
+    _, parent = execute(tmp_path, "method=dns", "method.crispness={fc*:1}")
+    assert parent["sparsity"] > 20.0
+    _, child = execute(tmp_path, f"pretrained={parent['id']}", "method=none", "train.epochs=0")
+    assert child["test"] == parent["test"]
+    assert child["nonzero"] == parent["nonzero"]
+
+
 def test_a_validation_split_is_what_epochs_are_judged_on(tmp_path: Path) -> None:
     _, record = execute(tmp_path, "dataset.validation=500")
     assert set(record["validation"]) == set(record["test"])
