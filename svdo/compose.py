@@ -11,6 +11,7 @@ from hydra import compose as hydra_compose
 from hydra import initialize_config_module
 from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
+from hydra.errors import OverrideParseException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
@@ -84,6 +85,11 @@ def compose(overrides: Sequence[str]) -> Config:
 
 def explain(error: Exception) -> str:
     """A Hydra or OmegaConf error in one line: what is wrong and what there is to choose from."""
+    if isinstance(error, OverrideParseException):
+        key, equals, value = error.override.partition("=")
+        if not equals:
+            return f"{error.override} is not key=value"
+        return f"{error.override} cannot be read; quote a value with special characters, for the shell too: '{key}=\"{value}\"'"
     text = str(error) or str(error.__cause__ or "") or type(error).__name__
     if missing := re.search(r"Could not override '([^']+)'", text):
         key = missing.group(1)

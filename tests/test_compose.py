@@ -156,3 +156,12 @@ def test_rates_in_another_order_are_another_run_where_patterns_overlap() -> None
 def test_impossible_values_are_refused(override: str) -> None:
     with pytest.raises(UserError):
         compose([override])
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [("results_dir=~/x", "quote a value with special characters, for the shell too: 'results_dir=\"~/x\"'"),
+     ("seed", "seed is not key=value")],
+)  # fmt: skip
+def test_an_override_that_cannot_be_read_says_how_to_write_it(override: str, message: str) -> None:
+    assert message in refusal(override)
