@@ -20,6 +20,7 @@ ORDER = [
     "fetch",
     "data",
     "evaluate",
+    "estimators",
     "checkpoint",
     "runs",
     "console",

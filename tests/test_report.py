@@ -14,7 +14,7 @@ from conftest import Command
 from svdo import train
 from svdo.compose import compose
 from svdo.config import Config, UserError
-from svdo.report import cli, collect, figures, render, spec, watch
+from svdo.report import cli, collect, figures, measures, render, spec, watch
 from svdo.report.spec import Column, Figure, Row
 from svdo.runs import Run, finished
 
@@ -254,7 +254,7 @@ def test_processes_that_run_one_report_share_the_work(small: Callable[[str], str
     with second.run.open(waiting=print):  # another process is at the child's parent
         assert second.run.busy()
         assert not first.run.busy()
-        left = cli._missing(collect.Evidence(spec.Report(), tmp_path, [(Row("net", "all"), [second, first])], [], None))
+        left = cli._missing(collect.Evidence(spec.Report(), tmp_path, [(Row("net", "all"), [second, first])], [], {}, None))
         assert [run.config.id for run in left] == [second.config.id, first.config.id]
         assert cli._next(left).config.id == first.config.id
         assert cli._next(left[:1]).config.id == second.config.id
@@ -285,9 +285,9 @@ def test_a_sweep_stands_for_a_row_per_value_and_is_drawn_over_it(tmp_path: Path)
     assert [run.config.as_dict()["model"]["width"] for _, planned in collected for run in planned] == [8, 8, 16, 16]
     for _, planned in collected:
         put(tmp_path, {**record(planned[0].overrides, 4.0, 2.0), "sparsity": 50.0})
-    drawn = figures.DRAW["width"](collect.Evidence(spec.Report(), tmp_path, collected, [], None), [])["png"]
+    drawn = figures.DRAW["width"](collect.Evidence(spec.Report(), tmp_path, collected, [], {}, None), [])["png"]
     assert drawn.startswith(b"\x89PNG")
-    assert drawn != figures.DRAW["width"](collect.Evidence(spec.Report(), tmp_path, collected[:1], [], None), [])["png"]
+    assert drawn != figures.DRAW["width"](collect.Evidence(spec.Report(), tmp_path, collected[:1], [], {}, None), [])["png"]
     assert spec._expanded(sweep) == [sweep]
 
 
@@ -383,3 +383,25 @@ def test_a_figure_waits_for_every_snapshot_and_replaces_a_copy_without(small: Ca
     watch.file(config).write_bytes(b"PK")
     with pytest.raises(UserError, match="cannot be read"):
         watch.load(config)
+
+
+def test_a_measurement_of_networks_trains_them_first(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(measures, "BATCHES", 20)
+    monkeypatch.setattr(measures, "SEPARATE_BATCHES", 3)
+    needed = [*SMALL_RUN, "method=vd_b", "dataset.subset=2000", "runtime.progress=false"]
+    rows = [Row("", name, measured=f"{name} early") for name in ("local", "separate", "single", "none")]
+    columns = [Column("top", "top"), Column("bottom", "bottom")]
+    report = spec.Report("noise", "gradient_variance", {"early": needed}, "Noise", seeds=[0, 1], columns=columns, rows=rows)
+    evidence = collect.gather(report)
+    assert [run.config.seed for run in cli._missing(evidence)] == [0, 1]
+    cli._run(evidence)
+    kept = collect.gather(report)
+    assert cli._missing(kept) == []
+    cells = {row.label: collect.measure(items, columns[0]) for row, items in kept.rows}
+    assert all(cell is not None and cell.n == 2 for cell in cells.values())
+    assert cells["none"].means < cells["local"].means < cells["single"].means  # type: ignore[union-attr]
+    cli._run(kept)
+    assert capsys.readouterr().out.endswith("noise: everything is done\n")

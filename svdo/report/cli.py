@@ -69,7 +69,16 @@ def _missing(evidence: Evidence) -> list[Planned]:
         if watch.source(run) is None:
             closer = watch.to_train(run)
             found[closer.run.folder] = closer
+    if _to_measure(evidence):
+        needed = [run for runs in evidence.needs.values() for run in runs]
+        found |= {
+            run.run.folder: run for each in needed if (run := collect.without_weights(each)) and run.run.folder not in found
+        }
     return list(found.values())
+
+
+def _to_measure(evidence: Evidence) -> bool:
+    return bool(evidence.report.measure) and evidence.measured is None
 
 
 def _plan(evidence: Evidence) -> None:
@@ -78,7 +87,7 @@ def _plan(evidence: Evidence) -> None:
     times = [collect.expected_seconds(run.config, records) for run in missing]
     for run, seconds in zip(missing, times, strict=True):
         print(f"{run.command}   # {_minutes(seconds)}")
-    if to_measure := evidence.report.measure and evidence.measured is None:
+    if _to_measure(evidence):
         print(f"svdo-report run {name}   # measures {evidence.report.measure}")
     total, untimed = sum(seconds or 0.0 for seconds in times), None in times
     needed = {run.config.id: run for run in evidence.runs}
@@ -87,7 +96,7 @@ def _plan(evidence: Evidence) -> None:
     time = f", {', '.join(parts)}" if parts else ""
     again = sum(run.config.results_dir.endswith(REBUILT) for run in missing)
     extra = f", {again} to train again for weights that are not kept" if again else ""
-    extra += ", its measurement missing" if to_measure else ""
+    extra += ", its measurement missing" if _to_measure(evidence) else ""
     print(f"{name}: {done} of {len(needed)} runs done, {len(needed) - done} missing{extra}{time}")
 
 
@@ -124,11 +133,12 @@ def _run(evidence: Evidence) -> None:
     for run in _unseen(evidence):
         if source := watch.source(run):
             watch.save(run.config, watch.watch(run.config, source))
-    if measured := bool(evidence.report.measure and evidence.measured is None):
-        measures.measure(evidence.report, evidence.results_dir)
-    if not outcomes and not measured:
+    failed = any(outcome["status"] == "failed" for outcome, _ in outcomes)
+    if _to_measure(evidence) and not failed:
+        measures.measure(evidence)
+    elif not outcomes:
         print(f"{evidence.report.name}: everything is done")
-    elif any(outcome["status"] == "failed" for outcome, _ in outcomes):
+    if failed:
         print(f"\n{console.sweep_table([outcome for outcome, _ in outcomes], [run.record for _, run in outcomes])}", flush=True)
         sys.exit(1)
 
@@ -161,7 +171,7 @@ def _drawn(evidence: Evidence) -> dict[Path, bytes]:
     for figure, runs in evidence.figures:
         seen = {run.config.id: watch.load(run.config) for run in runs}
         unseen = [id for id, found in seen.items() if found is None]
-        if unseen or (evidence.report.measure and evidence.measured is None):
+        if unseen or _to_measure(evidence):
             what = f"looked at {', '.join(unseen)}" if unseen else f"measured {evidence.report.measure}"
             print(f"figure {figure.name} stays as it is: svdo-report run has not {what} yet")
             continue

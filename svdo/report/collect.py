@@ -75,6 +75,7 @@ class Evidence:
     results_dir: Path
     rows: Rows
     figures: list[tuple[Figure, list[Planned]]]
+    needs: dict[str, list[Planned]]
     measured: Record | None  # by row, the records of its measurement; also what figures show of it
 
     @property
@@ -100,9 +101,9 @@ def gather(report: Report, extra: Sequence[str] = ()) -> Evidence:
     for row in report.rows:
         outcomes = [Finding(record) for record in (measured or {}).get(row.measured, [None])] if row.measured else []
         rows.append((row, [*runs(report, row, extra), *outcomes]))
-    return Evidence(
-        report, results_dir, rows, [(figure, watched(report, figure, extra)) for figure in report.figures], measured
-    )
+    figures = [(figure, watched(report, figure, extra)) for figure in report.figures]
+    needs = {name: runs(report, Row(overrides=overrides), extra) for name, overrides in report.needs.items()}
+    return Evidence(report, results_dir, rows, figures, needs, measured)
 
 
 def measurement(report: Report, results_dir: Path) -> Path:

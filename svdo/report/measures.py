@@ -2,30 +2,44 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import time
 from collections.abc import Callable
 from datetime import datetime, timezone
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from torch import nn
 
-from .. import machine
+from .. import estimators, machine, train
 from ..checkpoint import write_atomically
 from ..config import RuntimeConfig, UserError
-from ..divergence import CUBIC_CONSTANT, cubic_kl, exact_kl, sigmoid_kl
-from .collect import measurement
-from .spec import Report
+from ..data import Data
+from ..divergence import CUBIC_CONSTANT, K1, K2, K3, cubic_kl, exact_kl, sigmoid_kl
+from ..layers import weight_layers
+from ..runs import with_weights as runs_with_weights
+from .collect import Evidence, measurement
+
+# Minibatches that a gradient's variance is taken over; with a draw of all weights for each example one takes a minute.
+BATCHES, SEPARATE_BATCHES = 120, 20
 
 
-def measure(report: Report, results_dir: Path) -> None:
-    """Run the report's measurement and keep it: by row, records like those of runs, and what its figures show."""
+Networks = dict[str, list[tuple[nn.Module, Data]]]
+
+
+def measure(evidence: Evidence) -> None:
+    """Make the report's measurement and keep it: by row, records like those of runs, and what its figures show."""
+    report = evidence.report
     print(f"\n=== measuring {report.measure}", flush=True)
     started, clock = datetime.now(timezone.utc).isoformat(timespec="seconds"), time.perf_counter()
+    networks: Networks = {}
+    for name, runs in evidence.needs.items():
+        with_weights = [(run.config, runs_with_weights(run.config.results_dir, run.config.id)) for run in runs]
+        networks[name] = [train.trained(config, found) for config, found in with_weights if found]
     try:
-        found = MEASURES[report.measure]()
+        found = MEASURES[report.measure](networks)
     except ImportError as error:
         raise UserError(f"measuring {report.measure} needs more: {error}; pip install 'svdo[plot]'") from None
     seconds = round(time.perf_counter() - clock, 3)
@@ -34,13 +48,13 @@ def measure(report: Report, results_dir: Path) -> None:
         found[row] = [
             {"id": f"{report.name}/{row}", **record, "seconds": seconds, "provenance": provenance} for record in found[row]
         ]
-    path = measurement(report, results_dir)
+    path = measurement(report, evidence.results_dir)
     path.parent.mkdir(parents=True, exist_ok=True)
     text = json.dumps(found, indent=1, allow_nan=False) + "\n"
     write_atomically(path, lambda file: file.write(text.encode()))
 
 
-def kl() -> dict[str, Any]:
+def kl(networks: Networks) -> dict[str, Any]:
     """The approximations of the KL against the exact one over log alpha in [-10, 10], and the sigmoid fitted anew."""
     from scipy.optimize import curve_fit
 
@@ -68,9 +82,24 @@ def kl() -> dict[str, Any]:
         ]
         for name, values in curves.items()
     }
-    found["refitted"][0]["constants"] = [float(k) for k in fitted]
+    found["sigmoid"][0]["constants"], found["refitted"][0]["constants"] = [K1, K2, K3], [float(k) for k in fitted]
     shown = {name: [None if np.isnan(v) else round(float(v), 6) for v in values[::5]] for name, values in curves.items()}
     return found | {"curves": {"log_alpha": grid[::5].round(3).tolist(), "exact": exact[::5].round(6).tolist(), **shown}}
 
 
-MEASURES: dict[str, Callable[[], dict[str, Any]]] = {"kl": kl}
+def gradient_variance(networks: Networks) -> dict[str, Any]:
+    """Each estimator's gradient variance in the first (bottom) and the last (top) layer of each network; a record per seed."""
+    found: dict[str, Any] = {}
+    for (name, trained), estimator in itertools.product(networks.items(), estimators.ESTIMATORS):
+        found[f"{estimator} {name}"] = [_variance(model, data, estimator) for model, data in trained]
+    return found
+
+
+def _variance(model: nn.Module, data: Data, estimator: str) -> dict[str, Any]:
+    names = [name for name, _ in weight_layers(model)]
+    batches = SEPARATE_BATCHES if estimator == "separate" else BATCHES
+    values = estimators.gradient_variance(model, data.train, estimator, [names[0], names[-1]], batches)
+    return {"bottom": values[names[0]], "top": values[names[-1]], "batches": batches}
+
+
+MEASURES: dict[str, Callable[[Networks], dict[str, Any]]] = {"kl": kl, "gradient_variance": gradient_variance}

@@ -56,10 +56,15 @@ class Figure:
 
 @dataclass
 class Report:
-    """A declared table, with its figures; ``measure`` names a function of ``measures.py``, for what no run's record holds."""
+    """A declared table, with its figures.
+
+    ``measure`` names a function of ``measures.py``, for what no run's record holds; ``needs`` are overrides of the runs whose
+    networks it looks at, by the name under which it gets them.
+    """
 
     name: str = ""
     measure: str = ""
+    needs: dict[str, list[str]] = field(default_factory=dict)
     title: str = MISSING
     overrides: list[str] = field(default_factory=list)
     seeds: list[int] = field(default_factory=lambda: [0])

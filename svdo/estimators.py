@@ -1,0 +1,97 @@
+"""Ways to draw the noise of a network in training, and the variance of the gradients they give (Kingma et al. 2015, section 2).
+
+For a minibatch of M examples of N, the variance of the estimated gradient is N^2 (Var[L_i] / M + (M - 1) / M Cov[L_i, L_j]):
+what the examples share, such as one draw of the weights, does not average out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .data import Split
+from .layers import NoisyLayer, noisy_layers
+
+ESTIMATORS = ("local", "separate", "single", "none")
+EXAMPLES_AT_ONCE = 10  # with a draw of all weights for each example: more would not fit a cache, and soon no memory
+
+
+def _separate(layer: NoisyLayer, x: Tensor) -> Tensor:
+    mean, deviation = _posterior(layer)
+    weights = mean + deviation * torch.randn(len(x), *mean.shape, device=x.device)
+    output = torch.bmm(weights, x.unsqueeze(2)).squeeze(2)
+    return output if layer.bias is None else output + layer.bias
+
+
+def _single(layer: NoisyLayer, x: Tensor) -> Tensor:
+    mean, deviation = _posterior(layer)
+    return layer.product(x, mean + deviation * torch.randn_like(mean), layer.bias)
+
+
+def _none(layer: NoisyLayer, x: Tensor) -> Tensor:
+    return layer.product(x, _posterior(layer)[0], layer.bias)
+
+
+def _posterior(layer: NoisyLayer) -> tuple[Tensor, Tensor]:
+    mean, variance = layer.noise.posterior(layer.weight)
+    return mean, torch.zeros_like(mean) if variance is None else variance.sqrt()
+
+
+FORWARD: dict[str, Callable[[NoisyLayer, Tensor], Tensor]] = {"separate": _separate, "single": _single, "none": _none}
+
+
+@contextmanager
+def drawn(model: nn.Module, estimator: str) -> Iterator[None]:
+    """Within, the noisy layers of ``model``, in training mode, draw their noise in one of ``ESTIMATORS``' ways.
+
+    ``local``: as always, for every output (the local reparameterization); ``separate``: all weights for every example, for
+    dense layers on (M, in); ``single``: all weights once for the minibatch; ``none``: not at all.
+    """
+    layers = [layer for _, layer in noisy_layers(model)]
+    try:
+        for layer in layers if estimator != "local" else ():
+            layer.forward = partial(FORWARD[estimator], layer)  # type: ignore[method-assign]
+        yield
+    finally:
+        for layer in layers:
+            vars(layer).pop("forward", None)
+
+
+def gradient_variance(
+    model: nn.Module, split: Split, estimator: str, layers: Sequence[str], batches: int, size: int = 1000
+) -> dict[str, float]:
+    """Variance of the gradient of sum_n log p(y_n | x_n, w), N / M times a minibatch's, by the weights of each named layer.
+
+    It is taken over so many ``batches`` of M = ``size`` examples with fresh noise and averaged over the layer's weights. The KL
+    is the same for every minibatch and adds nothing.
+    """
+    parameters = [model.get_parameter(f"{name}.weight") for name in layers]
+    sums = [torch.zeros_like(p, dtype=torch.float64) for p in parameters]
+    squares = [torch.zeros_like(p, dtype=torch.float64) for p in parameters]
+    model.train()
+    with drawn(model, estimator):
+        for number, (x, y) in zip(range(batches), _endless(split, size), strict=False):
+            torch.manual_seed(number)
+            gradients = [torch.zeros_like(p) for p in parameters]
+            at_once = EXAMPLES_AT_ONCE if estimator == "separate" else size
+            for part, labels in zip(x.flatten(1).split(at_once), y.split(at_once), strict=True):
+                loss = F.cross_entropy(model(part), labels, reduction="sum") * (len(split) / size)
+                for total, gradient in zip(gradients, torch.autograd.grad(loss, parameters), strict=True):
+                    total += gradient
+            for total, square, gradient in zip(sums, squares, gradients, strict=True):
+                total += gradient
+                square += gradient.double().square()
+    spread = [(square - total.square() / batches) / (batches - 1) for total, square in zip(sums, squares, strict=True)]
+    return {name: value.mean().item() for name, value in zip(layers, spread, strict=True)}
+
+
+def _endless(split: Split, size: int) -> Iterator[tuple[Tensor, Tensor]]:
+    epoch = 0
+    while True:
+        yield from split.batches(size, 0, epoch)
+        epoch += 1

@@ -1,0 +1,73 @@
+"""Three ways to draw noise: equal in distribution for one example, in the order of the 2015 paper for gradients."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+
+import pytest
+import torch
+from torch import nn
+
+import svdo
+from svdo.data import Normalizer, Split
+from svdo.estimators import ESTIMATORS, drawn, gradient_variance
+
+
+def model_of(*sizes: int, alpha: float = 0.5) -> nn.Sequential:
+    torch.manual_seed(0)
+    layers: list[nn.Module] = []
+    for inputs, outputs in pairwise(sizes):
+        layers += [nn.Linear(inputs, outputs), nn.ReLU()]
+    return svdo.convert(nn.Sequential(*layers[:-1]), "vd_b", rates={"*": alpha / (1 + alpha)})
+
+
+def split_of(n: int, inputs: int, classes: int) -> Split:
+    generator = torch.Generator().manual_seed(1)
+    images = torch.randn(n, 1, inputs, 1, generator=generator)
+    return Split(images, torch.randint(classes, (n,), generator=generator), Normalizer(torch.ones(()), torch.zeros(())))
+
+
+@pytest.mark.parametrize("estimator", ["local", "separate", "single"])
+def test_every_estimator_gives_one_example_the_same_mean_and_variance(estimator: str) -> None:
+    model = model_of(6, 4)
+    x = torch.randn(1, 6)
+    layer = model[0]
+    mean, variance = layer.noise.posterior(layer.weight)
+    with drawn(model, estimator):
+        draws = torch.cat([model(x) for _ in range(20000)])
+    expected = x.square() @ variance.T
+    error_of_the_mean = (expected.max() / 20000).sqrt().item()
+    torch.testing.assert_close(draws.mean(0), (x @ mean.T + layer.bias)[0], atol=4 * error_of_the_mean, rtol=0)
+    torch.testing.assert_close(draws.var(0), expected[0], rtol=0.06, atol=0)
+    with drawn(model, "none"):
+        torch.testing.assert_close(model(x), x @ mean.T + layer.bias)
+
+
+def test_examples_share_a_single_draw_and_no_other() -> None:
+    model, x = model_of(6, 4), torch.randn(1, 6).expand(500, -1)
+    for estimator, shared in (("single", True), ("separate", False), ("local", False)):
+        with drawn(model, estimator):
+            output = model(x)
+        assert torch.allclose(output, output[0], atol=1e-6) == shared
+    assert "forward" not in vars(model[0])
+
+
+def test_local_reparameterization_has_the_smallest_gradient_variance_and_a_single_draw_the_largest() -> None:
+    model, split = model_of(20, 30, 30, 5, alpha=0.9), split_of(2000, 20, 5)
+    found = {name: gradient_variance(model, split, name, ["0", "4"], batches=150, size=100) for name in ESTIMATORS}
+    for layer in ("0", "4"):
+        assert found["none"][layer] < found["local"][layer] < found["separate"][layer] < found["single"][layer]
+
+
+def test_without_noise_the_variance_is_that_of_drawing_examples() -> None:
+    model, split = model_of(7, 3), split_of(400, 7, 3)
+    x, y = split.images.flatten(1), split.labels
+    with drawn(model, "none"):
+        logits = model(x)
+    errors = logits.softmax(1) - nn.functional.one_hot(y, 3)
+    each = (errors[:, :, None] * x[:, None, :]).detach().double()  # per-example gradients by the weight
+    # N/M times a sum of M of N examples drawn without replacement.
+    n, m = 400, 50
+    expected = (n**2 / m * each.var(0) * (1 - m / n)).mean().item()
+    found = gradient_variance(model, split, "none", ["0"], batches=800, size=m)["0"]
+    assert found == pytest.approx(expected, rel=0.1)
