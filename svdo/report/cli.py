@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import itertools
 import shutil
 import sys
 import traceback
@@ -70,10 +71,9 @@ def _missing(evidence: Evidence) -> list[Planned]:
             closer = watch.to_train(run)
             found[closer.run.folder] = closer
     if _to_measure(evidence):
-        needed = [run for runs in evidence.needs.values() for run in runs]
-        found |= {
-            run.run.folder: run for each in needed if (run := collect.without_weights(each)) and run.run.folder not in found
-        }
+        for needed in itertools.chain(*evidence.needs.values()):
+            if absent := collect.without_weights(needed):
+                found.setdefault(absent.run.folder, absent)
     return list(found.values())
 
 
