@@ -67,6 +67,19 @@ def evaluate(model: nn.Module, split: Split, samples: int = 0) -> dict[str, floa
     return metrics(log_probabilities(model, split, samples), split.labels)
 
 
+def entropy(log_probs: Tensor) -> Tensor:
+    """Entropy in nats of each predicted distribution; (N, classes) -> (N,)."""
+    return -(log_probs.exp() * log_probs).sum(1)
+
+
+def auroc(inside: Tensor, outside: Tensor) -> float:
+    """The chance, in percent, that a score from ``outside`` exceeds one from ``inside``, ties counting half; both (N,)."""
+    ordered = inside.double().sort().values
+    below = torch.searchsorted(ordered, outside.double().contiguous())
+    up_to = torch.searchsorted(ordered, outside.double().contiguous(), right=True)
+    return 50.0 * ((below + up_to).double().mean() / len(ordered)).item()
+
+
 @torch.no_grad()
 def reestimate_batch_norm(model: nn.Module, split: Split) -> bool:
     """Set the running means and variances of batch norm to those of the thresholded mean network over ``split``.

@@ -11,7 +11,7 @@ from torch import nn
 
 import svdo
 from svdo.data import Normalizer, Split
-from svdo.evaluate import evaluate, log_probabilities, metrics, reestimate_batch_norm
+from svdo.evaluate import auroc, entropy, evaluate, log_probabilities, metrics, reestimate_batch_norm
 
 
 def split_of(x: torch.Tensor, labels: torch.Tensor) -> Split:
@@ -192,3 +192,17 @@ def test_batch_norm_reestimated_has_the_statistics_of_the_thresholded_network_an
     torch.testing.assert_close(norm.running_mean, means, rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(norm.running_var, variances, rtol=1e-4, atol=1e-5)
     assert not reestimate_batch_norm(svdo.convert(nn.Linear(3, 2), "sparsevd"), split)
+
+
+def test_auroc_is_the_share_of_pairs_in_order() -> None:
+    generator = torch.Generator().manual_seed(0)
+    inside, outside = (torch.randint(0, 20, (n,), generator=generator).float() for n in (70, 50))
+    pairs = (outside[:, None] > inside).double() + 0.5 * (outside[:, None] == inside).double()
+    assert auroc(inside, outside) == pytest.approx(100 * pairs.mean().item())
+    assert auroc(inside, inside) == pytest.approx(50.0)
+    assert auroc(inside, inside + 100) == 100.0
+
+
+def test_entropy_is_log_k_for_a_uniform_and_0_for_a_certain_prediction() -> None:
+    log_probs = torch.tensor([[0.25, 0.25, 0.25, 0.25], [1.0 - 3e-8, 1e-8, 1e-8, 1e-8]]).log()
+    assert entropy(log_probs).tolist() == pytest.approx([math.log(4), 0.0], abs=1e-5)

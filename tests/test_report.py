@@ -8,12 +8,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from conftest import Command
 
 from svdo import train
 from svdo.compose import compose
 from svdo.config import Config, UserError
+from svdo.fetch import Images
 from svdo.report import cli, collect, figures, measures, render, spec, watch
 from svdo.report.spec import Column, Figure, Row
 from svdo.runs import Run, finished
@@ -42,6 +44,11 @@ def put(folder: Path, content: dict[str, Any]) -> None:
     run = folder / "runs" / content["id"]
     run.mkdir(parents=True)
     (run / "result.json").write_text(json.dumps(content))
+
+
+def evidence_of(rows: collect.Rows, folder: Path) -> collect.Evidence:
+    """Rows by themselves."""
+    return collect.Evidence(spec.Report(), folder, folder, rows, [], {}, None)
 
 
 @pytest.fixture
@@ -254,7 +261,7 @@ def test_processes_that_run_one_report_share_the_work(small: Callable[[str], str
     with second.run.open(waiting=print):  # another process is at the child's parent
         assert second.run.busy()
         assert not first.run.busy()
-        left = cli._missing(collect.Evidence(spec.Report(), tmp_path, [(Row("net", "all"), [second, first])], [], {}, None))
+        left = cli._missing(evidence_of([(Row("net", "all"), [second, first])], tmp_path))
         assert [run.config.id for run in left] == [second.config.id, first.config.id]
         assert cli._next(left).config.id == first.config.id
         assert cli._next(left[:1]).config.id == second.config.id
@@ -285,9 +292,9 @@ def test_a_sweep_stands_for_a_row_per_value_and_is_drawn_over_it(tmp_path: Path)
     assert [run.config.as_dict()["model"]["width"] for _, planned in collected for run in planned] == [8, 8, 16, 16]
     for _, planned in collected:
         put(tmp_path, {**record(planned[0].overrides, 4.0, 2.0), "sparsity": 50.0})
-    drawn = figures.DRAW["width"](collect.Evidence(spec.Report(), tmp_path, collected, [], {}, None), [])["png"]
+    drawn = figures.DRAW["width"](evidence_of(collected, tmp_path), [])["png"]
     assert drawn.startswith(b"\x89PNG")
-    assert drawn != figures.DRAW["width"](collect.Evidence(spec.Report(), tmp_path, collected[:1], [], {}, None), [])["png"]
+    assert drawn != figures.DRAW["width"](evidence_of(collected[:1], tmp_path), [])["png"]
     assert spec._expanded(sweep) == [sweep]
 
 
@@ -405,3 +412,18 @@ def test_a_measurement_of_networks_trains_them_first(
     assert cells["none"].means < cells["local"].means < cells["single"].means  # type: ignore[union-attr]
     cli._run(kept)
     assert capsys.readouterr().out.endswith("noise: everything is done\n")
+
+
+def test_uncertainty_is_measured_for_three_predictions(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(measures, "SAMPLES", 3)
+    pixels = np.random.default_rng(0).integers(0, 256, (300, 28, 28, 1), dtype=np.uint8)
+    monkeypatch.setattr(
+        measures.fetch, "load", lambda *_: Images(pixels, np.zeros(300, np.uint8), pixels, np.zeros(300, np.uint8), 10)
+    )
+    config = compose([*SMALL_RUN, "method=sparsevd", f"results_dir={tmp_path}", "runtime.progress=false"])
+    _, record = train.execute(config)
+    found = measures.uncertainty({"net": [train.trained(config, Run(tmp_path, config.id))]}, tmp_path)
+    assert sorted(found) == ["mean net", "sampled net", "thresholded net"]
+    assert {key: found["thresholded net"][0][key] for key in record["test"]} == pytest.approx(record["test"])
+    assert found["mean net"][0]["nll"] != found["thresholded net"][0]["nll"] != found["sampled net"][0]["nll"]
+    assert 0.0 <= found["sampled net"][0]["auroc"] <= 100.0

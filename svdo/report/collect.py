@@ -73,6 +73,7 @@ class Evidence:
 
     report: Report
     results_dir: Path
+    data_dir: Path
     rows: Rows
     figures: list[tuple[Figure, list[Planned]]]
     needs: dict[str, list[Planned]]
@@ -90,8 +91,9 @@ def gather(report: Report, extra: Sequence[str] = ()) -> Evidence:
     Raises:
         UserError: where an override is not one, or what was measured cannot be read.
     """
-    where = [item for item in (*report.overrides, *extra) if item.lstrip("+").startswith("results_dir=")]
-    results_dir = Path(compose(where).results_dir).expanduser()
+    folders = ("results_dir=", "data_dir=")
+    where = compose([item for item in (*report.overrides, *extra) if item.lstrip("+").startswith(folders)])
+    results_dir, data_dir = (Path(path).expanduser() for path in (where.results_dir, where.data_dir))
     kept = measurement(report, results_dir)
     try:
         measured = json.loads(kept.read_text("utf-8")) if report.measure and kept.exists() else None
@@ -103,7 +105,7 @@ def gather(report: Report, extra: Sequence[str] = ()) -> Evidence:
         rows.append((row, [*runs(report, row, extra), *outcomes]))
     figures = [(figure, watched(report, figure, extra)) for figure in report.figures]
     needs = {name: runs(report, Row(overrides=overrides), extra) for name, overrides in report.needs.items()}
-    return Evidence(report, results_dir, rows, figures, needs, measured)
+    return Evidence(report, results_dir, data_dir, rows, figures, needs, measured)
 
 
 def measurement(report: Report, results_dir: Path) -> Path:

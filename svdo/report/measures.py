@@ -2,31 +2,38 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import json
+import math
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from datetime import datetime, timezone
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from torch import nn
 
-from .. import estimators, machine, train
+from .. import estimators, fetch, machine, train
 from ..checkpoint import write_atomically
 from ..config import RuntimeConfig, UserError
 from ..data import Data
 from ..divergence import CUBIC_CONSTANT, K1, K2, K3, cubic_kl, exact_kl, sigmoid_kl
+from ..evaluate import auroc, entropy, log_probabilities, metrics
 from ..layers import weight_layers
+from ..prune import at_threshold
 from ..runs import with_weights as runs_with_weights
 from .collect import Evidence, measurement
 
 # Minibatches that a gradient's variance is taken over; with a draw of all weights for each example one takes a minute.
 BATCHES, SEPARATE_BATCHES = 120, 20
+SAMPLES = 30  # noisy passes of a sampled prediction
 
 
-Networks = dict[str, list[tuple[nn.Module, Data]]]
+Networks = dict[str, list[tuple[nn.Module, Data]]]  # those that a report needs, with their data, one per seed
 
 
 def measure(evidence: Evidence) -> None:
@@ -39,7 +46,7 @@ def measure(evidence: Evidence) -> None:
         with_weights = [(run.config, runs_with_weights(run.config.results_dir, run.config.id)) for run in runs]
         networks[name] = [train.trained(config, found) for config, found in with_weights if found]
     try:
-        found = MEASURES[report.measure](networks)
+        found = MEASURES[report.measure](networks, evidence.data_dir)
     except ImportError as error:
         raise UserError(f"measuring {report.measure} needs more: {error}; pip install 'svdo[plot]'") from None
     seconds = round(time.perf_counter() - clock, 3)
@@ -54,7 +61,7 @@ def measure(evidence: Evidence) -> None:
     write_atomically(path, lambda file: file.write(text.encode()))
 
 
-def kl(networks: Networks) -> dict[str, Any]:
+def kl(networks: Networks, data_dir: Path) -> dict[str, Any]:
     """The approximations of the KL against the exact one over log alpha in [-10, 10], and the sigmoid fitted anew."""
     from scipy.optimize import curve_fit
 
@@ -87,7 +94,7 @@ def kl(networks: Networks) -> dict[str, Any]:
     return found | {"curves": {"log_alpha": grid[::5].round(3).tolist(), "exact": exact[::5].round(6).tolist(), **shown}}
 
 
-def gradient_variance(networks: Networks) -> dict[str, Any]:
+def gradient_variance(networks: Networks, data_dir: Path) -> dict[str, Any]:
     """Each estimator's gradient variance in the first (bottom) and the last (top) layer of each network; a record per seed."""
     found: dict[str, Any] = {}
     for (name, trained), estimator in itertools.product(networks.items(), estimators.ESTIMATORS):
@@ -102,4 +109,28 @@ def _variance(model: nn.Module, data: Data, estimator: str) -> dict[str, Any]:
     return {"bottom": values[names[0]], "top": values[names[-1]], "batches": batches}
 
 
-MEASURES: dict[str, Callable[[Networks], dict[str, Any]]] = {"kl": kl, "gradient_variance": gradient_variance}
+def uncertainty(networks: Networks, data_dir: Path) -> dict[str, Any]:
+    """Quality and calibration of three predictions on the test set, and how well their entropy tells Fashion-MNIST from it.
+
+    ``thresholded``: the network that evaluation uses; ``mean``: no weight removed; ``sampled``: averaged over noisy passes.
+    """
+    other = fetch.load("fashion_mnist", data_dir)
+    found: dict[str, Any] = {}
+    for name, trained in networks.items():
+        for model, data in trained:
+            pixels, labels = torch.from_numpy(other.test_images), torch.from_numpy(other.test_labels).long()
+            fashion = replace(data.test, images=pixels, labels=labels)
+            for way, samples, threshold in (("thresholded", 0, None), ("mean", 0, math.inf), ("sampled", SAMPLES, None)):
+                torch.manual_seed(0)
+                with at_threshold(model, threshold) if threshold else contextlib.nullcontext():
+                    known, unknown = (log_probabilities(model, split, samples) for split in (data.test, fashion))
+                record = {**metrics(known, data.test.labels), "auroc": auroc(entropy(known), entropy(unknown))}
+                found.setdefault(f"{way} {name}", []).append(record)
+    return found
+
+
+MEASURES: dict[str, Callable[[Networks, Path], dict[str, Any]]] = {
+    "kl": kl,
+    "gradient_variance": gradient_variance,
+    "uncertainty": uncertainty,
+}
