@@ -427,3 +427,17 @@ def test_uncertainty_is_measured_for_three_predictions(tmp_path: Path, monkeypat
     assert {key: found["thresholded net"][0][key] for key in record["test"]} == pytest.approx(record["test"])
     assert found["mean net"][0]["nll"] != found["thresholded net"][0]["nll"] != found["sampled net"][0]["nll"]
     assert 0.0 <= found["sampled net"][0]["auroc"] <= 100.0
+
+
+def test_the_original_parameterization_has_the_noisier_gradient_where_alpha_is_large(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(measures, "BATCHES", 30)
+    config = compose([*SMALL_RUN, "dataset.subset=2000", "method=none", f"results_dir={tmp_path}", "runtime.progress=false"])
+    train.execute(config)
+    seen = measures.parameterization({"dense": [train.trained(config, Run(tmp_path, config.id))]}, tmp_path)["variance"]
+    assert seen["multiplicative"][0] == pytest.approx(seen["additive"][0], rel=0.02)
+    assert seen["multiplicative"][-1] > 1.3 * seen["additive"][-1]
+    rows = [(Row("", name, published={}), [collect.Planned((), config)]) for name in ("one", "other")]
+    evidence = replace(evidence_of(rows, tmp_path), measured={"variance": seen})
+    assert figures.DRAW["parameterization"](evidence, [])["png"].startswith(b"\x89PNG")

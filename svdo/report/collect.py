@@ -119,7 +119,7 @@ def runs(report: Report, row: Row, extra: Sequence[str] = ()) -> list[Planned]:
         return []
     start = compose((*report.overrides, *row.parent, *extra)) if row.parent is not None else None
     child = compose((*report.overrides, *row.overrides, *extra))
-    given = any(item.lstrip("+").startswith("seed=") for item in extra)
+    given = any(item.lstrip("+").startswith("seed=") for item in (*row.overrides, *extra))
     planned = []
     for seed in [child.seed] if given else report.seeds if row.seeds is None else row.seeds:
         ending = (*extra,) if given else (f"seed={seed}", *extra)

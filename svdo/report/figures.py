@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from ..methods import Method
 from ..runs import Run
 from .collect import Evidence, Measured, Planned, measure
 from .spec import Column, Row
@@ -26,6 +27,13 @@ class Watched:
 
     run: Planned
     seen: dict[str, np.ndarray]
+
+    @property
+    def method(self) -> str:
+        """The method as tables write it."""
+        method = self.run.config.method
+        assert isinstance(method, Method)
+        return method.label
 
     @property
     def title(self) -> str:
@@ -102,7 +110,7 @@ def log_alpha(evidence: Evidence, watched: Sequence[Watched]) -> dict[str, bytes
             )
         axis.axvline(3.0, color="black", linestyle=":", label="removed from here")
         axis.set(
-            title=run.title,
+            title=f"{run.title}, {run.method}",
             xlabel="log α (16 and more in the last bin)",
             ylabel="share of the layer's weights, %",
             yscale="log",
@@ -184,6 +192,40 @@ def width(evidence: Evidence, watched: Sequence[Watched]) -> dict[str, bytes]:
     return {"png": _png(figure)}
 
 
+def parameterization(evidence: Evidence, watched: Sequence[Watched]) -> dict[str, bytes]:
+    """Lower bound and sparsity after every epoch, with their spread; the variance of theta's gradient over alpha."""
+    assert evidence.measured is not None
+    figure, (bound, sparse, variance) = _subplots(3, width=4.4, height=3.6)
+    for number, (row, items) in enumerate(evidence.rows):
+        runs = [run.run.epochs() for run in items if isinstance(run, Planned) and run.record]
+        style: dict[str, Any] = {"color": COLOURS[number], "linestyle": "-" if number == 0 else "--", "label": row.label}
+        for axis, quantity in ((bound, _bound), (sparse, _sparsity)) if runs else ():
+            values = np.array([[quantity(line) for line in lines] for lines in runs])
+            mean, spread, epochs = values.mean(0), values.std(0), [line["epoch"] for line in runs[0]]
+            axis.plot(epochs, mean, **style)
+            axis.fill_between(epochs, mean - spread, mean + spread, color=COLOURS[number], alpha=0.2, linewidth=0)
+    seen = evidence.measured["variance"]
+    for number, name in enumerate(("additive", "multiplicative")):
+        style = {"color": COLOURS[number], "linestyle": "-" if number == 0 else "--", "marker": MARKERS[number]}
+        variance.plot(seen["log_alpha"], seen[name], label=name, markersize=4, **style)
+    bound.set(xlabel="epoch", ylabel="lower bound per example, nats")
+    sparse.set(xlabel="epoch", ylabel="weights with log α ≥ 3, %")
+    variance.set(xlabel="log α", ylabel="variance of the gradient by θ, first layer", yscale="log")
+    for axis in (bound, sparse, variance):
+        axis.legend(fontsize=7, frameon=False)
+        axis.grid(alpha=0.3)
+    return {"png": _png(figure)}
+
+
+def _bound(line: dict[str, Any]) -> float:
+    return -float(line["train_loss"])
+
+
+def _sparsity(line: dict[str, Any]) -> float:
+    ratio = line["compression"]
+    return 100.0 if ratio is None else 100.0 * (1.0 - 1.0 / ratio)
+
+
 def kl(evidence: Evidence, watched: Sequence[Watched]) -> dict[str, bytes]:
     """-KL over log alpha, exact and approximated, and what the approximations miss."""
     assert evidence.measured is not None
@@ -215,6 +257,7 @@ DRAW: dict[str, Draw] = {
     "thinning": thinning,
     "width": width,
     "kl": kl,
+    "parameterization": parameterization,
 }
 
 

@@ -20,10 +20,12 @@ from torch import nn
 from .. import estimators, fetch, machine, train
 from ..checkpoint import write_atomically
 from ..config import RuntimeConfig, UserError
+from ..conversion import convert
 from ..data import Data
-from ..divergence import CUBIC_CONSTANT, K1, K2, K3, cubic_kl, exact_kl, sigmoid_kl
+from ..divergence import CUBIC_CONSTANT, EPS, K1, K2, K3, cubic_kl, exact_kl, sigmoid_kl
 from ..evaluate import auroc, entropy, log_probabilities, metrics
-from ..layers import weight_layers
+from ..layers import noisy_layers, weight_layers
+from ..methods.sparsevd import PARAMETERIZATIONS, SparseVD
 from ..prune import at_threshold
 from ..runs import with_weights as runs_with_weights
 from .collect import Evidence, measurement
@@ -129,8 +131,30 @@ def uncertainty(networks: Networks, data_dir: Path) -> dict[str, Any]:
     return found
 
 
+def parameterization(networks: Networks, data_dir: Path) -> dict[str, Any]:
+    """Variance of theta's gradient with one alpha for all weights of a trained dense network, as alpha grows.
+
+    Additive, sigma does not depend on theta; multiplicative, sigma = sqrt(alpha) |theta|, and its noise reaches theta.
+    """
+    ((dense, data),) = networks["dense"]
+    at = np.arange(-8.0, 4.1, 1.0)
+    found: dict[str, list[float]] = {name: [] for name in PARAMETERIZATIONS}
+    for log_alpha, name in itertools.product(at, PARAMETERIZATIONS):
+        model = convert(dense, SparseVD(parameterization=name, train_clip=False))
+        with torch.no_grad():
+            for _, layer in noisy_layers(model):
+                sigma = layer.noise.get_parameter("log_sigma2" if name == "additive" else "raw_log_alpha")
+                sigma.fill_(log_alpha)
+                if name == "additive":
+                    sigma.add_((layer.weight.square() + EPS).log())
+        first = next(name for name, _ in weight_layers(model))
+        found[name].append(estimators.gradient_variance(model, data.train, "local", [first], BATCHES)[first])
+    return {"variance": {"log_alpha": at.tolist(), **found}}
+
+
 MEASURES: dict[str, Callable[[Networks, Path], dict[str, Any]]] = {
     "kl": kl,
     "gradient_variance": gradient_variance,
+    "parameterization": parameterization,
     "uncertainty": uncertainty,
 }
