@@ -305,7 +305,7 @@ def test_a_measurement_is_made_once_kept_and_rendered(svdo_run: Command, tmp_pat
         return done.stdout
 
     assert "figure kl stays as it is: svdo-report run has not measured kl yet" in report("render")
-    assert report("plan").splitlines()[-1].endswith("its measurement missing")
+    assert report("plan").splitlines()[-1] == "kl: the measurement is missing"
     report("run")
     kept = tmp_path / "results" / "measured" / "kl.json"
     before = kept.read_bytes()

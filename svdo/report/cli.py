@@ -93,11 +93,11 @@ def _plan(evidence: Evidence) -> None:
     needed = {run.config.id: run for run in evidence.runs}
     done = sum(run.record is not None for run in needed.values())
     parts = [f"about {_minutes(total)}"] * bool(total) + ["some not timed yet" if total else "not timed yet"] * untimed
-    time = f", {', '.join(parts)}" if parts else ""
     again = sum(run.config.results_dir.endswith(REBUILT) for run in missing)
-    extra = f", {again} to train again for weights that are not kept" if again else ""
-    extra += ", its measurement missing" if _to_measure(evidence) else ""
-    print(f"{name}: {done} of {len(needed)} runs done, {len(needed) - done} missing{extra}{time}")
+    said = [f"{done} of {len(needed)} runs done, {len(needed) - done} missing"] * bool(needed)
+    said += [f"{again} to train again for weights that are not kept"] * bool(again)
+    said += ["the measurement is missing" if _to_measure(evidence) else "measured"] * bool(evidence.report.measure)
+    print(f"{name}: {', '.join([*said, *parts])}")
 
 
 def _minutes(seconds: float | None) -> str:

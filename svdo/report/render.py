@@ -60,12 +60,8 @@ def markdown(report: Report, collected: Rows) -> str:
         names = [f"`{record['id']}`" for item in items if (record := item.record) is not None]
         ids += [f"- {_label(row)}: " + ", ".join(names)] if names else []
     if ids:
-        parts += [
-            "Measured figures, by run (`results/runs/<id>/result.json`):"
-            if not report.measure
-            else f"Measured by {report.measure}, kept in `results/measured/{report.name}.json`:",
-            "\n".join(ids),
-        ]
+        kept = f"measured/{report.name}.json" if any(row.measured for row, _ in collected) else "runs/<id>/result.json"
+        parts += [f"Measured figures, by record (`results/{kept}`):", "\n".join(ids)]
     return "\n\n".join(parts) + "\n"
 
 
