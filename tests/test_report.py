@@ -441,3 +441,15 @@ def test_the_original_parameterization_has_the_noisier_gradient_where_alpha_is_l
     rows = [(Row("", name, published={}), [collect.Planned((), config)]) for name in ("one", "other")]
     evidence = replace(evidence_of(rows, tmp_path), measured={"variance": seen})
     assert figures.DRAW["parameterization"](evidence, [])["png"].startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize("name", spec.names())
+def test_committed_tables_are_what_committed_records_render_to(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(Path(__file__).parents[1])
+    tables = Path("results/tables")
+    if not (tables / f"{name}.md").exists():
+        pytest.skip("nothing of it is measured yet")
+    evidence = collect.gather(spec.load(name))
+    assert (tables / f"{name}.md").read_text("utf-8") == render.markdown(evidence.report, evidence.rows)
+    assert (tables / f"{name}.tex").read_text("utf-8") == render.latex(evidence.report, evidence.rows)
+    assert (tables / f"{name}.csv").read_text("utf-8") == render.comma_separated(evidence.report, evidence.rows)
