@@ -117,8 +117,9 @@ def _run(evidence: Evidence) -> None:
         run = _next(left)
         tried.add(run.run.folder)
         print(f"\n=== {run.command}", flush=True)
-        if run.record is not None:  # trained again once already, but for its weights alone, without what figures need
-            shutil.rmtree(run.run.folder)
+        rebuilt = run.config.results_dir.endswith(REBUILT)  # elsewhere, a record is one that another process has just finished
+        if rebuilt and run.config.runtime.snapshots and run.record is not None and watch.source(run) is None:
+            shutil.rmtree(run.run.folder)  # trained again once already, but without the snapshots that figures need
         overrides = dict(item.partition("=")[::2] for item in run.overrides)
         outcome: dict[str, Any] = {"overrides": overrides, "id": run.config.id, "label": run.command, "message": ""}
         try:
