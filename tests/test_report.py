@@ -453,3 +453,14 @@ def test_committed_tables_are_what_committed_records_render_to(name: str, monkey
     assert (tables / f"{name}.md").read_text("utf-8") == render.markdown(evidence.report, evidence.rows)
     assert (tables / f"{name}.tex").read_text("utf-8") == render.latex(evidence.report, evidence.rows)
     assert (tables / f"{name}.csv").read_text("utf-8") == render.comma_separated(evidence.report, evidence.rows)
+
+
+def test_a_run_that_another_process_finished_meanwhile_keeps_its_record(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = collect.Planned((), compose([*WATCHED, f"results_dir={tmp_path}", "runtime.progress=false"]))
+    train.execute(run.config)
+    before = run.run.record.read_bytes()
+    monkeypatch.setattr(cli, "_missing", lambda evidence: [run])  # listed just before it was done
+    cli._run(evidence_of([], tmp_path))
+    assert run.run.record.read_bytes() == before
