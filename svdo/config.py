@@ -81,6 +81,10 @@ class TrainConfig:
     noise_waits: bool = False  # and that times the warm-up, 0 to 1: not at all before the KL acts
     momentum: float = 0.9  # Adam's beta 1, or SGD's momentum
     weight_decay: float = 0.0  # gradient wd * w on weight matrices and filters; never on noise parameters, biases, norms
+    averaging: float = (
+        0.0  # evaluated is the exponential moving average over steps with this decay (0: the last step's network)
+    )
+    best_epoch: bool = False  # the record is of the epoch with the least validation error, the first of those, not of the last
 
     def check(self) -> None:
         """Raise ``UserError`` on an unknown choice or an impossible number."""
@@ -94,7 +98,9 @@ class TrainConfig:
             _between(f"train.{key}", getattr(self, key), 0.0, 1.0)
         for key in ("lr", "noise_lr"):
             require(math.isfinite(getattr(self, key)), f"train.{key}={getattr(self, key)} is not a finite number")
-        require(0.0 <= self.momentum < 1.0, f"train.momentum={self.momentum} is out of range; it must lie in [0, 1)")
+        for key in ("momentum", "averaging"):
+            value = getattr(self, key)
+            require(0.0 <= value < 1.0, f"train.{key}={value} is out of range; it must lie in [0, 1)")
         require(self.kl_start <= self.kl_full, "train.kl_start must not exceed train.kl_full")
         require(self.kl_full <= self.kl_settled, "train.kl_full must not exceed train.kl_settled")
         require(1.0 <= self.kl_peak < math.inf, f"train.kl_peak={self.kl_peak} is out of range; it must be at least 1")
@@ -136,6 +142,10 @@ class Config:
         """Raise ``UserError`` where a value of the right type makes no sense."""
         for part in (self.model, self.method, self.dataset, self.train, self.runtime):
             part.check()
+        require(
+            self.dataset.validation > 0 or not self.train.best_epoch,
+            "train.best_epoch=true chooses the epoch on held-out images; hold some out with dataset.validation=10000",
+        )
         _between("seed", self.seed, 0, MAX_SEED)
 
     def identity(self) -> dict[str, Any]:

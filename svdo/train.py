@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import signal
 import sys
 import time
@@ -15,6 +16,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from tqdm import tqdm
 
 from . import checkpoint, console, machine, schedule
@@ -64,6 +66,8 @@ class Progress:
     step: int = 0
     seconds: float = 0.0
     sums: Tensor = field(default_factory=lambda: torch.zeros(2, dtype=torch.float64))  # of loss and of errors
+    best_error: float = math.inf  # on validation images, of the epoch that train.best_epoch would keep so far
+    best_epoch: int = 0
 
 
 def execute(config: Config) -> tuple[str, Record]:
@@ -107,11 +111,20 @@ class Training:
             self.forward = machine.compiled(self.forward, self.device)
             self.divergence = machine.compiled(self.divergence, self.device)
         self.optimizer = _optimizer(self.model, config.train)
+        self.averaged: AveragedModel | None = None
+        if config.train.averaging:
+            self.averaged = AveragedModel(self.model, multi_avg_fn=get_ema_multi_avg_fn(config.train.averaging))
+        self.best: dict[str, Tensor] = {}
         self.progress = Progress()
         torch.manual_seed(config.seed)
         if run.checkpoint.exists():
             self._restore()
         run.forget_epochs_after(self.progress.epoch)
+
+    @property
+    def evaluated(self) -> nn.Module:
+        """The network that is judged and kept: the average over steps where there is one."""
+        return self.averaged.module if self.averaged else self.model
 
     def finish(self) -> Record:
         """Train what is left, evaluate, and write the record."""
@@ -122,8 +135,10 @@ class Training:
         weights = sum(layer.weights for layer in layers)
         _say(console.plan(self.config, machine.device_name(self.device), sizes, weights, folder) + "\n")
         self._fit()
+        if self.best:
+            self.evaluated.load_state_dict(self.best)
         record = self._record()
-        checkpoint.save(self.run.weights, self.model.state_dict())
+        checkpoint.save(self.run.weights, self.evaluated.state_dict())
         self.run.finish(record)
         _say(f"\n{console.layer_table(record)}\n\nrecord {self.run.record}")
         return record
@@ -144,12 +159,15 @@ class Training:
                 clock = time.perf_counter()
                 self._epoch(steps, bar, clock)
                 lr, _, weight = self._rates(progress.epoch, steps - 1, steps)
-                error = evaluate(self.model, held_out)["error"]
+                error = evaluate(self.evaluated, held_out)["error"]
                 with torch.no_grad():
-                    divergence = kl(self.model).item()
-                layers, totals = sparsity(self.model), progress.sums
+                    divergence = kl(self.evaluated).item()
+                layers, totals = sparsity(self.evaluated), progress.sums
                 progress.seconds += time.perf_counter() - clock
                 progress.epoch, progress.step, progress.sums = progress.epoch + 1, 0, torch.zeros_like(totals)
+                if train.best_epoch and error < progress.best_error:
+                    progress.best_error, progress.best_epoch = error, progress.epoch
+                    self.best = {name: value.clone() for name, value in self.evaluated.state_dict().items()}
                 line = {
                     "epoch": progress.epoch,
                     "lr": lr,
@@ -166,9 +184,9 @@ class Training:
                 bar.write(lines.line(line), file=sys.stdout)
                 sys.stdout.flush()
                 if (every := self.config.runtime.snapshots) and progress.epoch % every == 0:
-                    checkpoint.save(self.run.snapshot(progress.epoch), evaluation_weights(self.model))
+                    checkpoint.save(self.run.snapshot(progress.epoch), evaluation_weights(self.evaluated))
                 self._save()
-        advance(self.model, train.epochs * steps, train.epochs * steps)
+        advance(self.evaluated, train.epochs * steps, train.epochs * steps)
 
     def _epoch(self, steps: int, bar: tqdm[Any], clock: float) -> None:
         """The steps that are left of this epoch."""
@@ -191,6 +209,8 @@ class Training:
             self.optimizer.zero_grad()
             loss.backward()
             self.optimizer.step()
+            if self.averaged:
+                self.averaged.update_parameters(self.model)
             with torch.no_grad():
                 sums += torch.stack([loss.detach(), (logits.argmax(1) != y).sum()])
             progress.step += 1
@@ -220,7 +240,10 @@ class Training:
             "optimizer": self.optimizer.state_dict(),
             "generators": checkpoint.generator_states(self.device),
             "progress": vars(self.progress),
+            "best": self.best,
         }
+        if self.averaged:
+            state["averaged"] = self.averaged.state_dict()
         checkpoint.save(self.run.checkpoint, state)
 
     def _restore(self) -> None:
@@ -229,6 +252,9 @@ class Training:
             self.model.load_state_dict(state["model"])
             self.optimizer.load_state_dict(state["optimizer"])
             vars(self.progress).update(state["progress"])
+            self.best = state["best"]
+            if self.averaged:
+                self.averaged.load_state_dict(state["averaged"])
             checkpoint.restore_generators(state["generators"], self.device)
         except (KeyError, RuntimeError, ValueError):
             raise UserError(
@@ -256,8 +282,8 @@ class Training:
         )
 
     def _record(self) -> Record:
-        config, data, model = self.config, self.data, self.model
-        others: Record = {}
+        config, data, model = self.config, self.data, self.evaluated
+        others: Record = {"best_epoch": self.progress.best_epoch} if self.best else {}
         if any(layer.noise.random for _, layer in noisy_layers(model)):
             torch.manual_seed(config.seed)
             others["test_sampled"] = {"samples": SAMPLES, **evaluate(model, data.test, samples=SAMPLES)}

@@ -186,3 +186,38 @@ def test_a_network_with_batch_norm_is_tested_with_its_own_statistics_and_says_wh
     assert record["test_running_statistics"] != record["test"]
     model, data = train.trained(config, Run(tmp_path, config.id))
     assert evaluate(model, data.test) == pytest.approx(record["test"], rel=1e-4)
+
+
+def test_the_average_over_steps_is_what_is_judged_and_kept(tmp_path: Path) -> None:
+    """Against the recursion itself, from the networks of every step."""
+    config = compose([*QUICK, "method=sparsevd", "train.averaging=0.9", f"results_dir={tmp_path}"])
+    training = train.Training(config, Run(tmp_path, config.id), train.Stop())
+    expected: list[torch.Tensor] = []
+    step = training.optimizer.step
+
+    def watched() -> None:
+        step()
+        now = [p.detach().clone() for p in training.model.parameters()]
+        expected[:] = [0.9 * e + 0.1 * n for e, n in zip(expected, now, strict=True)] if expected else now
+
+    training.optimizer.step = watched  # type: ignore[assignment]
+    training.run.folder.mkdir(parents=True)
+    record = training.finish()
+    for p, e in zip(training.evaluated.parameters(), expected, strict=True):
+        torch.testing.assert_close(p, e)
+    assert record["test"] == evaluate(training.evaluated, training.data.test)
+    assert record["test"] != evaluate(training.model, training.data.test)
+    kept = torch.load(training.run.weights, weights_only=True)
+    assert torch.equal(kept["fc1.weight"], training.evaluated.get_parameter("fc1.weight"))
+
+
+def test_the_best_epoch_is_the_one_whose_network_is_kept(tmp_path: Path) -> None:
+    chosen = ["method=none", "dataset.validation=300", "train.epochs=8", "train.lr=0.03"]
+    _, record = execute(tmp_path, *chosen, "train.best_epoch=true")
+    errors = [line["validation_error"] for line in Run(tmp_path, record["id"]).epochs()]
+    assert record["best_epoch"] == 1 + errors.index(min(errors))
+    assert record["best_epoch"] < 8  # else the test shows nothing
+    assert record["validation"]["error"] == min(errors)
+    _, last = execute(tmp_path, *chosen)
+    assert last["validation"]["error"] == errors[-1]
+    assert "best_epoch" not in last
