@@ -2,13 +2,13 @@
 # libraries takes 5.4 GB, so share it between checkouts.
 VENV ?= .venv
 PYTHON ?= python3
-REPORT ?= mnist
+REPORT ?= all
 # Of the packages that this checkout needs; another checkout sharing VENV installs itself anew when its turn comes.
 STAMP := $(VENV)/installed-$(shell cat pyproject.toml | cksum | cut -d' ' -f1)-$(shell pwd | cksum | cut -d' ' -f1)
 BIN := $(VENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help bench demo test test-slow lint reproduce wheel clean
+.PHONY: help bench demo test test-slow reproduce quick wheel clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -36,12 +36,16 @@ test: $(STAMP)  ## lint, type check and the tests
 test-slow: $(STAMP)  ## the slow tests and those that fetch data
 	$(BIN)/pytest -m 'slow or network'
 
-reproduce: $(STAMP)  ## plan, train what is missing, render and check a table: REPORT=mnist
+reproduce: $(STAMP)  ## plan and train what is missing, check, render: every table, or REPORT=mnist
 	$(BIN)/svdo-report plan $(REPORT)
 	$(BIN)/svdo-report run $(REPORT)
-	$(BIN)/svdo-report render $(REPORT)
+	$(BIN)/svdo-report render all
 	$(BIN)/python scripts/update_readme.py
 	$(BIN)/svdo-report check $(REPORT)
+
+quick: $(STAMP)  ## every table and figure on toy settings, into build/quick: shows that all works, and nothing else
+	$(BIN)/svdo-report run all --quick
+	$(BIN)/svdo-report render all --quick
 
 wheel: $(STAMP)  ## build dist/*.whl
 	$(BIN)/python -m build --wheel --installer pip --quiet .

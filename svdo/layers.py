@@ -176,6 +176,13 @@ def weight_layers(module: nn.Module) -> Iterator[tuple[str, nn.Linear | nn.Conv2
             yield name, layer
 
 
+@torch.no_grad()
+def dropout_rates(module: nn.Module) -> dict[str, float]:
+    """For each noisy layer that has an alpha, by dotted name, the mean of p = alpha / (1 + alpha) over its weights."""
+    alphas = {name: layer.noise.log_alpha(layer.weight) for name, layer in noisy_layers(module)}
+    return {name: log_alpha.sigmoid().mean().item() for name, log_alpha in alphas.items() if log_alpha is not None}
+
+
 @contextmanager
 def sampling(module: nn.Module) -> Iterator[None]:
     """Inside the context, evaluation draws noise as training does, without the mask; batch norm stays as it is."""

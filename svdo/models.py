@@ -49,6 +49,13 @@ def _sequential(*layers: tuple[str, nn.Module]) -> nn.Module:
     return initialise(nn.Sequential(OrderedDict(layers)))
 
 
+def _scaled_start(network: nn.Module) -> nn.Module:
+    for layer in network.modules():
+        if isinstance(layer, nn.Linear | nn.Conv2d):
+            nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
+    return network
+
+
 @dataclass
 class MLP(Model):
     """``depth`` hidden ReLU layers of ``width`` units: the fully connected nets of the 2015 paper."""
@@ -63,11 +70,7 @@ class MLP(Model):
         layers: list[tuple[str, nn.Module]] = [("flatten", nn.Flatten())]
         for i, (inputs, outputs) in enumerate(pairwise(sizes), 1):
             layers += [(f"fc{i}", nn.Linear(inputs, outputs)), (f"relu{i}", nn.ReLU())]
-        network = _sequential(*layers[:-1])
-        for layer in network.modules():
-            if isinstance(layer, nn.Linear):
-                nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
-        return network
+        return _scaled_start(_sequential(*layers[:-1]))
 
     def check(self) -> None:
         """Raise ``UserError`` unless depth is at least 0 and width at least 1."""
@@ -119,6 +122,34 @@ class LeNet5(Model):
 
 
 @dataclass
+class ConvNet(Model):
+    """The small convolutional net of the 2015 paper with every width scaled by ``k``: a reconstruction.
+
+    As remembered, the paper names strides, widths and softplus; kernels of 5 x 5, padding and start are ours.
+    """
+
+    name: str = "convnet"
+    k: float = 1.0
+
+    def build(self, shape: Shape, classes: int) -> nn.Module:
+        """conv 32k@5x5 stride 2 - conv 64k@5x5 stride 2 - 128k - 128k - classes, softplus; starts as ``MLP``'s."""
+        sizes = [int(base * self.k) for base in (32, 64, 128, 128)]
+        side = [(size + 3) // 4 for size in shape[1:]]
+        layers: list[tuple[str, nn.Module]] = []
+        for i, (inputs, outputs) in enumerate(pairwise([shape[0], *sizes[:2]]), 1):
+            layers += [(f"conv{i}", nn.Conv2d(inputs, outputs, 5, stride=2, padding=2)), (f"softplus{i}", nn.Softplus())]
+        layers.append(("flatten", nn.Flatten()))
+        for i, (inputs, outputs) in enumerate(pairwise([sizes[1] * side[0] * side[1], *sizes[2:], classes]), 1):
+            layers += [(f"fc{i}", nn.Linear(inputs, outputs)), (f"softplus{i + 2}", nn.Softplus())]
+        return _scaled_start(_sequential(*layers[:-1]))
+
+    def check(self) -> None:
+        """Raise ``UserError`` unless every layer keeps at least one unit."""
+        super().check()
+        require(int(32 * self.k) >= 1, f"model.k={self.k} is too small; at least 1/32 leaves a unit in every layer")
+
+
+@dataclass
 class VGG(Model):
     """The VGG-like network of Zagoruyko (2015) with every width scaled by ``k``: 14 977 728 weights at k = 1, 10 classes."""
 
@@ -155,7 +186,7 @@ class VGG(Model):
         require(int(64 * self.k) >= 1, f"model.k={self.k} is too small; at least 1/64 leaves a unit in every layer")
 
 
-MODELS: dict[str, type[Model]] = {cls.name: cls for cls in (MLP, LeNet300, LeNet5, VGG)}
+MODELS: dict[str, type[Model]] = {cls.name: cls for cls in (MLP, LeNet300, LeNet5, ConvNet, VGG)}
 
 
 def find(name: str) -> type[Model]:

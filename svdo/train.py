@@ -25,7 +25,7 @@ from .conversion import advance, convert, kl
 from .data import Data, prepare
 from .evaluate import evaluate, reestimate_batch_norm
 from .fetch import load
-from .layers import Noise, noisy_layers, weight_layers
+from .layers import Noise, dropout_rates, noisy_layers, weight_layers
 from .methods import Method
 from .methods import find as find_method
 from .models import Model, build
@@ -290,7 +290,9 @@ class Training:
         before = evaluate(model, data.test)
         if reestimate_batch_norm(model, data.train):
             others["test_running_statistics"] = before
-        layers = sparsity(model)
+        if lines := self.run.epochs():
+            others["objective"] = lines[-1]["train_loss"]
+        layers, rates = sparsity(model), dropout_rates(model)
         weights, nonzero = sum(layer.weights for layer in layers), sum(layer.nonzero for layer in layers)
         record: Record = {
             "schema": 1,
@@ -302,7 +304,7 @@ class Training:
             "config": config.as_dict(),
             "test": evaluate(model, data.test),
             "train": evaluate(model, data.train),
-            "layers": [{**vars(layer), "sparsity": layer.sparsity} for layer in layers],
+            "layers": [{**vars(layer), "sparsity": layer.sparsity, "rate": rates.get(layer.name)} for layer in layers],
             "weights": weights,
             "nonzero": nonzero,
             "sparsity": 100.0 * (1.0 - nonzero / weights),

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from svdo.config import UserError
-from svdo.models import MLP, MODELS, VGG, LeNet5, LeNet300, Model, build, find
+from svdo.models import MLP, MODELS, VGG, ConvNet, LeNet5, LeNet300, Model, build, find
 
 MNIST, CIFAR = (1, 28, 28), (3, 32, 32)
 
@@ -33,6 +33,8 @@ def biases(network: nn.Module) -> int:
         (VGG(k=1.5), CIFAR, 33_694_752),
         (MLP(depth=3, width=500), MNIST, 784 * 500 + 2 * 500 * 500 + 500 * 10),
         (MLP(depth=0), MNIST, 7840),
+        (ConvNet(), CIFAR, 25 * (3 * 32 + 32 * 64) + 64 * 64 * 128 + 128 * 128 + 1280),
+        (ConvNet(k=0.5), MNIST, 25 * (16 + 16 * 32) + 32 * 49 * 64 + 64 * 64 + 640),
     ],
 )
 def test_golden_weight_counts(model: Model, shape: tuple[int, int, int], count: int) -> None:

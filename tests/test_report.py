@@ -1,5 +1,6 @@
 """Declared tables: planned, collected, rendered and judged from records."""
 
+import contextlib
 import json
 import shutil
 import sys
@@ -16,7 +17,7 @@ from svdo import train
 from svdo.compose import compose
 from svdo.config import Config, UserError
 from svdo.fetch import Images
-from svdo.report import cli, collect, figures, measures, render, spec, watch
+from svdo.report import cli, collect, figures, index, measures, render, spec, watch
 from svdo.report.spec import Column, Figure, Row
 from svdo.runs import Run, finished
 
@@ -36,7 +37,7 @@ def record(overrides: tuple[str, ...], error: float, compression: float) -> dict
         "epochs": config.train.epochs,
         "seconds": 60.0,
         "storage": 2.0,
-        "provenance": {"device": "cpu (x86_64, 2 threads)", "threads": 2},
+        "provenance": {"device": "cpu (x86_64, 2 threads)", "threads": 2, "torch": "2.9", "started": "2026-01-02T03:04:05"},
     }
 
 
@@ -190,6 +191,7 @@ def small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Captur
         figures=[Figure("seen", "log_alpha", [WATCHED]), Figure("steps", "training", [WATCHED])],
     )
     monkeypatch.setattr(spec, "load", lambda name: report)
+    monkeypatch.setattr(spec, "names", lambda: ["mnist"])
 
     def call(verb: str) -> str:
         capsys.readouterr()
@@ -396,46 +398,42 @@ def test_a_measurement_of_networks_trains_them_first(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(measures, "BATCHES", 20)
-    monkeypatch.setattr(measures, "SEPARATE_BATCHES", 3)
+    monkeypatch.setattr(measures, "Effort", lambda: replace(measures.TOY, batches=20, separate_batches=3, size=1000))
     needed = [*SMALL_RUN, "method=vd_b", "dataset.subset=2000", "runtime.progress=false"]
     rows = [Row("", name, measured=f"{name} early") for name in ("local", "separate", "single", "none")]
     columns = [Column("top", "top"), Column("bottom", "bottom")]
     report = spec.Report("noise", "gradient_variance", {"early": needed}, "Noise", seeds=[0, 1], columns=columns, rows=rows)
     evidence = collect.gather(report)
     assert [run.config.seed for run in cli._missing(evidence)] == [0, 1]
-    cli._run(evidence)
+    cli._run(evidence, False)
     kept = collect.gather(report)
     assert cli._missing(kept) == []
     cells = {row.label: collect.measure(items, columns[0]) for row, items in kept.rows}
     assert all(cell is not None and cell.n == 2 for cell in cells.values())
     assert cells["none"].means < cells["local"].means < cells["single"].means  # type: ignore[union-attr]
-    cli._run(kept)
+    cli._run(kept, False)
     assert capsys.readouterr().out.endswith("noise: everything is done\n")
 
 
 def test_uncertainty_is_measured_for_three_predictions(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(measures, "SAMPLES", 3)
     pixels = np.random.default_rng(0).integers(0, 256, (300, 28, 28, 1), dtype=np.uint8)
     monkeypatch.setattr(
         measures.fetch, "load", lambda *_: Images(pixels, np.zeros(300, np.uint8), pixels, np.zeros(300, np.uint8), 10)
     )
     config = compose([*SMALL_RUN, "method=sparsevd", f"results_dir={tmp_path}", "runtime.progress=false"])
     _, record = train.execute(config)
-    found = measures.uncertainty({"net": [train.trained(config, Run(tmp_path, config.id))]}, tmp_path)
+    found = measures.uncertainty({"net": [train.trained(config, Run(tmp_path, config.id))]}, tmp_path, measures.TOY)
     assert sorted(found) == ["mean net", "sampled net", "thresholded net"]
     assert {key: found["thresholded net"][0][key] for key in record["test"]} == pytest.approx(record["test"])
     assert found["mean net"][0]["nll"] != found["thresholded net"][0]["nll"] != found["sampled net"][0]["nll"]
     assert 0.0 <= found["sampled net"][0]["auroc"] <= 100.0
 
 
-def test_the_original_parameterization_has_the_noisier_gradient_where_alpha_is_large(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(measures, "BATCHES", 30)
+def test_the_original_parameterization_has_the_noisier_gradient_where_alpha_is_large(tmp_path: Path) -> None:
     config = compose([*SMALL_RUN, "dataset.subset=2000", "method=none", f"results_dir={tmp_path}", "runtime.progress=false"])
     train.execute(config)
-    seen = measures.parameterization({"dense": [train.trained(config, Run(tmp_path, config.id))]}, tmp_path)["variance"]
+    networks = {"dense": [train.trained(config, Run(tmp_path, config.id))]}
+    seen = measures.parameterization(networks, tmp_path, replace(measures.TOY, batches=30, size=1000))["variance"]
     assert seen["multiplicative"][0] == pytest.approx(seen["additive"][0], rel=0.02)
     assert seen["multiplicative"][-1] > 1.3 * seen["additive"][-1]
     rows = [(Row("", name, published={}), [collect.Planned((), config)]) for name in ("one", "other")]
@@ -462,5 +460,99 @@ def test_a_run_that_another_process_finished_meanwhile_keeps_its_record(
     train.execute(run.config)
     before = run.run.record.read_bytes()
     monkeypatch.setattr(cli, "_missing", lambda evidence: [run])  # listed just before it was done
-    cli._run(evidence_of([], tmp_path))
+    cli._run(evidence_of([], tmp_path), False)
     assert run.run.record.read_bytes() == before
+
+
+def test_time_and_memory_of_each_estimator_are_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(measures, "COSTED", ("model=mlp", "model.width=200", "method=vd_b"))
+    found = measures.cost({}, Path("~/.cache/svdo"), measures.TOY)
+    assert list(found) == ["local", "separate", "single", "none"]
+    assert found["local"][0]["times_local"] == 1.0
+    assert all(record["epoch_seconds"] > 0.0 for (record,) in found.values())
+    drawn = 10 * 784 * 200 * 4 / 2**20  # the weights of the first layer for ten examples: deviations and weights at least
+    assert found["separate"][0]["memory"] > 2 * drawn > found["single"][0]["memory"] > found["none"][0]["memory"] > 0.0
+
+
+def test_a_claim_is_judged_group_by_group(report: spec.Report, tmp_path: Path) -> None:
+    for seed, error in enumerate((1.8, 2.0)):
+        put(tmp_path, record(("model=lenet300", "method=sparsevd", f"seed={seed}"), error, 70.0 + 2 * seed))
+    rows = collected(report, tmp_path)
+    other = [(replace(row, group="other"), items) for row, items in rows]
+    unmeasured = [(replace(row, group="third"), [collect.Finding(None)]) for row, _ in rows]
+    evidence = replace(evidence_of([*rows, *other, *unmeasured], tmp_path), report=report)
+    ratio, error = ["Sparse VD", "compression"], ["Sparse VD", "test.error"]
+
+    def judged(less: Any, more: Any, group: str = "") -> tuple[str, str]:
+        return index.judged(evidence, spec.Claim("it is so", less, more, group))
+
+    assert judged(68, ratio, "LeNet-300-100") == ("yes", "68 < 71 ± 1")
+    assert judged(error, 1.9, "LeNet-300-100") == ("**no**", "1.90 ± 0.14 ≥ 1.9")
+    assert judged(error, 1.9, "third") == ("not measured yet", "")
+    assert judged(error, ["SWS", "test.error"]) == ("not measured yet", "")  # quoted only
+    assert judged(error, ratio) == (
+        "yes (1 not measured yet)",
+        "LeNet-300-100: 1.90 ± 0.14 < 71 ± 1; other: 1.90 ± 0.14 < 71 ± 1",
+    )
+
+
+@pytest.mark.parametrize("name", spec.names())
+def test_every_claim_names_rows_and_columns_that_exist(name: str) -> None:
+    report = spec.load(name)
+    evidence = replace(evidence_of([(row, [collect.Finding(None)]) for row in report.rows], Path()), report=report)
+    for claim in report.claims:
+        groups = [row.group for row in report.rows]
+        assert any(index._side(evidence, claim.less, group) and index._side(evidence, claim.more, group) for group in groups), (
+            claim.says
+        )
+        assert claim.group in ("", *groups)
+
+
+def test_quick_shows_every_part_of_a_report_and_touches_no_result(svdo_run: Command, tmp_path: Path) -> None:
+    for verb in ("run", "render"):
+        done = svdo_run(verb, "kl", "--quick", program="svdo.report.cli")
+        assert done.returncode == 0, done.stderr
+    assert "toy settings" in (tmp_path / "build" / "quick" / "tables" / "kl.md").read_text()
+    assert not (tmp_path / "results").exists()
+
+
+def test_toy_settings_keep_one_seed_and_the_first_value_of_a_sweep() -> None:
+    rows = [Row("", "a", [], sweep={"model.k": [value]}, seeds=[3, 4]) for value in (1, 2)] + [Row("", "b", [])]
+    toy = spec.toy(spec.Report("x", title="X", seeds=[0, 1], rows=rows))
+    assert [row.label for row in toy.rows] == ["a", "b"]
+    assert toy.rows[0].seeds == [3]
+    assert toy.seeds == [0]
+    assert toy.quick
+
+
+def test_all_names_every_report_and_one_that_fails_leaves_the_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    rows = [Row("", "sigmoid (2017)", measured="sigmoid")]
+    good = replace(spec.load("kl"), name="good", rows=rows, figures=[], claims=[])
+    bad = replace(good, name="bad")
+    reports = {"bad": bad, "good": good}
+
+    def measure(evidence: collect.Evidence) -> None:
+        if evidence.report.name == "bad":
+            raise UserError("the loss of its data set")
+        real(evidence)
+
+    real = measures.measure
+    monkeypatch.setattr(measures, "measure", measure)
+    monkeypatch.setattr(spec, "names", lambda: list(reports))
+    monkeypatch.setattr(spec, "load", lambda name: reports[name])
+    for verb, status in (("run", 1), ("render", None)):
+        monkeypatch.setattr("sys.argv", ["svdo-report", verb, "all"])
+        with pytest.raises(SystemExit) if status else contextlib.nullcontext() as stop:
+            cli.main()
+        assert (stop and stop.value.code) == status
+        assert ("svdo: bad: the loss" in capsys.readouterr().err) == (verb == "run")
+    assert "## Approximations of the KL" in (tmp_path / "results" / "README.md").read_text()
+
+
+def test_the_committed_index_is_what_committed_records_render_to(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(Path(__file__).parents[1])
+    pages = index.page([collect.gather(spec.load(name)) for name in spec.names()])
+    assert Path("results/README.md").read_bytes() == pages[Path("results/README.md")]

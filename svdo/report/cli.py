@@ -15,15 +15,17 @@ from ..checkpoint import write_atomically
 from ..cli import exit_status
 from ..config import UserError
 from ..runs import REBUILT, finished
-from . import collect, measures, render, spec, watch
+from . import collect, index, measures, render, spec, watch
 from .collect import Evidence, Planned
 
 VERBS = {
     "plan": "list the runs that are missing, the line that trains each, and how long it takes",
     "run": "train and measure what is missing",
-    "render": "write results/tables/NAME.md, .tex and .csv, and results/figures/, from what is kept",
+    "render": "write results/tables/NAME.md, .tex and .csv and results/figures/ from what is kept; all: results/README.md too",
     "check": "our figures beside the published ones, a verdict per cell",
 }
+ALL = "all"
+TOY = ("dataset.subset=1000", "train.epochs=1", "results_dir=build/quick")
 
 
 class _Parser(argparse.ArgumentParser):
@@ -39,15 +41,32 @@ def main() -> None:
         epilog="verbs: " + "; ".join(f"{verb}: {text}" for verb, text in VERBS.items()),
     )
     parser.add_argument("verb", choices=list(VERBS))
-    parser.add_argument("name", help=f"one of: {', '.join(spec.names())}")
+    parser.add_argument("name", help=f"one of: {', '.join([ALL, *spec.names()])}")
     parser.add_argument("overrides", nargs="*", help="as for svdo-run, for every run of the table: results_dir=..., seed=...")
+    parser.add_argument(
+        "--quick", action="store_true", help=f"one seed, the first value of each sweep, {' '.join(TOY)}: shows that all works"
+    )
     arguments = parser.parse_args()
     with exit_status():
-        report = spec.load(arguments.name)
+        overrides = [*TOY, *arguments.overrides] if arguments.quick else arguments.overrides
         if arguments.verb == "render":
-            _refuse_to_mix(arguments.overrides)
-        evidence = collect.gather(report, arguments.overrides)
-        {"plan": _plan, "run": _run, "render": _render, "check": _check}[arguments.verb](evidence)
+            _refuse_to_mix(overrides)
+        reports = [spec.load(name) for name in (spec.names() if arguments.name == ALL else [arguments.name])]
+        act = {"plan": _plan, "run": _run, "render": _render, "check": _check}[arguments.verb]
+        several, failed, gathered = len(reports) > 1, False, []
+        for report in reports:
+            try:
+                gathered.append(collect.gather(spec.toy(report) if arguments.quick else report, overrides))
+                failed |= act(gathered[-1], several)
+            except UserError as error:  # one that lacks its data or its packages leaves the others
+                if not several:
+                    raise
+                print(f"svdo: {report.name}: {error}", file=sys.stderr, flush=True)
+                failed = True
+        if arguments.verb == "render" and several:
+            _write(index.page(gathered))
+        if failed:
+            sys.exit(1)
 
 
 def _refuse_to_mix(overrides: list[str]) -> None:
@@ -81,14 +100,16 @@ def _to_measure(evidence: Evidence) -> bool:
     return bool(evidence.report.measure) and evidence.measured is None
 
 
-def _plan(evidence: Evidence) -> None:
+def _plan(evidence: Evidence, brief: bool) -> bool:
+    """The commands and the sum of their times; ``brief`` is the sum alone."""
     missing, name = _missing(evidence), evidence.report.name
     records = list(finished(evidence.results_dir))
     times = [collect.expected_seconds(run.config, records) for run in missing]
-    for run, seconds in zip(missing, times, strict=True):
-        print(f"{run.command}   # {_minutes(seconds)}")
-    if _to_measure(evidence):
-        print(f"svdo-report run {name}   # measures {evidence.report.measure}")
+    if not brief:
+        for run, seconds in zip(missing, times, strict=True):
+            print(f"{run.command}   # {_minutes(seconds)}")
+        if _to_measure(evidence):
+            print(f"svdo-report run {name}   # measures {evidence.report.measure}")
     total, untimed = sum(seconds or 0.0 for seconds in times), None in times
     needed = {run.config.id: run for run in evidence.runs}
     done = sum(run.record is not None for run in needed.values())
@@ -97,7 +118,8 @@ def _plan(evidence: Evidence) -> None:
     said = [f"{done} of {len(needed)} runs done, {len(needed) - done} missing"] * bool(needed)
     said += [f"{again} to train again for weights that are not kept"] * bool(again)
     said += ["the measurement is missing" if _to_measure(evidence) else "measured"] * bool(evidence.report.measure)
-    print(f"{name}: {', '.join([*said, *parts])}")
+    print(f"{name}: {', '.join([*said, *parts])}", flush=True)
+    return False
 
 
 def _minutes(seconds: float | None) -> str:
@@ -110,7 +132,7 @@ def _next(left: list[Planned]) -> Planned:
     return next(ready, left[0])
 
 
-def _run(evidence: Evidence) -> None:
+def _run(evidence: Evidence, brief: bool) -> bool:
     """Several processes that run one report share the work: each takes what no other one is training."""
     outcomes, tried = [], set()
     while left := [run for run in _missing(evidence) if run.run.folder not in tried]:
@@ -141,10 +163,10 @@ def _run(evidence: Evidence) -> None:
         print(f"{evidence.report.name}: everything is done")
     if failed:
         print(f"\n{console.sweep_table([outcome for outcome, _ in outcomes], [run.record for _, run in outcomes])}", flush=True)
-        sys.exit(1)
+    return failed
 
 
-def _render(evidence: Evidence) -> None:
+def _render(evidence: Evidence, brief: bool) -> bool:
     report, results = evidence.report, evidence.results_dir
     texts = {
         "md": render.markdown(report, evidence.rows),
@@ -152,8 +174,10 @@ def _render(evidence: Evidence) -> None:
         "csv": render.comma_separated(report, evidence.rows),
     }
     _write({results / "tables" / f"{report.name}.{suffix}": text.encode() for suffix, text in texts.items()})
-    print(texts["md"])
+    if not brief:
+        print(texts["md"])
     _write(_drawn(evidence))
+    return False
 
 
 def _write(files: dict[Path, bytes]) -> None:
@@ -187,8 +211,11 @@ def _drawn(evidence: Evidence) -> dict[Path, bytes]:
     return files
 
 
-def _check(evidence: Evidence) -> None:
+def _check(evidence: Evidence, brief: bool) -> bool:
+    if brief:
+        print(f"\n{evidence.report.title}")
     print(render.verdicts(evidence.report, evidence.rows))
+    return False
 
 
 if __name__ == "__main__":

@@ -172,6 +172,11 @@ def _value(record: Record, key: str) -> list[float]:
     """One number, or several; none where the record is older than the quantity, infinity where nothing is left to divide by."""
     if key == "layers":
         return [layer["sparsity"] for layer in record["layers"]]
+    if key == "rates":
+        rates = [layer.get("rate") for layer in record["layers"]]
+        return [] if None in rates else rates
+    if key.endswith(".accuracy"):
+        return [100.0 - error for error in _value(record, key.replace("accuracy", "error"))]
     value: Any = record
     for part in key.split("."):
         if part not in value:

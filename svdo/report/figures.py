@@ -192,6 +192,45 @@ def width(evidence: Evidence, watched: Sequence[Watched]) -> dict[str, bytes]:
     return {"png": _png(figure)}
 
 
+def regularisers(evidence: Evidence, watched: Sequence[Watched]) -> dict[str, bytes]:
+    """Error of every method over the swept width, as published where it was and as measured; the dropout rates it learned."""
+    by_label: dict[str, list[tuple[float, float | None, Measured | None, Measured | None]]] = {}
+    learned = set()
+    for row, items in evidence.rows:
+        cells = measure(items, ERROR), measure(items, Column("rates"))
+        by_label.setdefault(row.label, []).append((_swept(row), row.published.get(ERROR.key), *cells))
+        learned |= {row.label for item in items if isinstance(item, Planned) and item.config.method.name.startswith("vd_")}
+    quoted = any(published is not None for points in by_label.values() for _, published, _, _ in points)
+    figure, axes = _subplots(2 + quoted, width=4.4, height=3.8)
+    *errors, rates = axes
+    for number, (label, points) in enumerate(by_label.items()):
+        style: dict[str, Any] = {"color": COLOURS[number], "marker": MARKERS[number], "markersize": 4}
+        ours = [(x, error) for x, _, error, _ in points if error is not None]
+        if quoted:
+            theirs = [(x, published) for x, published, _, _ in points if published is not None]
+            errors[0].plot(*zip(*theirs, strict=True), label=label, **style)
+        if ours:
+            at, means, stds = zip(*((x, error.means[0], error.stds[0]) for x, error in ours), strict=True)
+            errors[-1].errorbar(at, means, stds, label=label, **style)
+        found = [(x, rate.means[0], sum(rate.means[1:]) / len(rate.means[1:])) for x, _, _, rate in points if rate]
+        if found and label in learned:
+            at, first, hidden = zip(*found, strict=True)
+            rates.plot(at, hidden, label=f"{label}, later layers", **style)
+            rates.plot(at, first, ":", label=f"{label}, first layer", **style)
+    key = next(iter(evidence.rows[0][0].sweep)).replace("model.", "")
+    for axis, title in zip(errors, (["as published"] if quoted else []) + ["measured"], strict=True):
+        axis.set(title=title, xlabel=key, ylabel="test error, %")
+    limits = [limit for axis in errors for limit in axis.get_ylim()]
+    for axis in errors:
+        axis.set_ylim(min(limits), max(limits))
+    rates.set(title="learned dropout rates", xlabel=key, ylabel="mean of p = α / (1 + α)", ylim=(0, None))
+    for axis in axes:
+        axis.grid(alpha=0.3)
+        if axis.get_legend_handles_labels()[0]:
+            axis.legend(fontsize=7, frameon=False)
+    return {"png": _png(figure)}
+
+
 def parameterization(evidence: Evidence, watched: Sequence[Watched]) -> dict[str, bytes]:
     """Lower bound and sparsity after every epoch, with their spread; the variance of theta's gradient over alpha."""
     assert evidence.measured is not None
@@ -256,6 +295,7 @@ DRAW: dict[str, Draw] = {
     "log_alpha": log_alpha,
     "thinning": thinning,
     "width": width,
+    "regularisers": regularisers,
     "kl": kl,
     "parameterization": parameterization,
 }

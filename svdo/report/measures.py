@@ -6,36 +6,52 @@ import contextlib
 import itertools
 import json
 import math
+import statistics
 import time
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
+import torch.nn.functional as F
+from torch import Tensor, nn
 
 from .. import estimators, fetch, machine, train
 from ..checkpoint import write_atomically
+from ..compose import compose
 from ..config import RuntimeConfig, UserError
 from ..conversion import convert
+from ..conversion import kl as kl_of
 from ..data import Data
 from ..divergence import CUBIC_CONSTANT, EPS, K1, K2, K3, cubic_kl, exact_kl, sigmoid_kl
 from ..evaluate import auroc, entropy, log_probabilities, metrics
 from ..layers import noisy_layers, weight_layers
 from ..methods.sparsevd import PARAMETERIZATIONS, SparseVD
 from ..prune import at_threshold
+from ..runs import Run
 from ..runs import with_weights as runs_with_weights
 from .collect import Evidence, measurement
 
-# Minibatches that a gradient's variance is taken over; with a draw of all weights for each example one takes a minute.
-BATCHES, SEPARATE_BATCHES = 120, 20
-SAMPLES = 30  # noisy passes of a sampled prediction
-
-
 Networks = dict[str, list[tuple[nn.Module, Data]]]  # those that a report needs, with their data, one per seed
+
+
+@dataclass(frozen=True)
+class Effort:
+    """How much is drawn for a measurement."""
+
+    batches: int = 120  # minibatches that a gradient's variance is taken over,
+    separate_batches: int = 20  # and with a draw of all weights for each example, of which one takes a minute
+    size: int = 1000  # examples in such a minibatch
+    samples: int = 30  # noisy passes of a sampled prediction
+    steps: int = 40  # training steps that are timed,
+    separate_steps: int = 3  # and with a draw of all weights for each example
+
+
+COSTED = ("dataset=mnist", "model=mlp", "model.width=1024", "method=vd_b")  # what training costs is measured on
+TOY = Effort(batches=3, separate_batches=2, size=50, samples=2, steps=2, separate_steps=1)
 
 
 def measure(evidence: Evidence) -> None:
@@ -48,7 +64,7 @@ def measure(evidence: Evidence) -> None:
         with_weights = [(run.config, runs_with_weights(run.config.results_dir, run.config.id)) for run in runs]
         networks[name] = [train.trained(config, found) for config, found in with_weights if found]
     try:
-        found = MEASURES[report.measure](networks, evidence.data_dir)
+        found = MEASURES[report.measure](networks, evidence.data_dir, TOY if report.quick else Effort())
     except ImportError as error:
         raise UserError(f"measuring {report.measure} needs more: {error}; pip install 'svdo[plot]'") from None
     seconds = round(time.perf_counter() - clock, 3)
@@ -63,7 +79,7 @@ def measure(evidence: Evidence) -> None:
     write_atomically(path, lambda file: file.write(text.encode()))
 
 
-def kl(networks: Networks, data_dir: Path) -> dict[str, Any]:
+def kl(networks: Networks, data_dir: Path, effort: Effort) -> dict[str, Any]:
     """The approximations of the KL against the exact one over log alpha in [-10, 10], and the sigmoid fitted anew."""
     from scipy.optimize import curve_fit
 
@@ -96,22 +112,22 @@ def kl(networks: Networks, data_dir: Path) -> dict[str, Any]:
     return found | {"curves": {"log_alpha": grid[::5].round(3).tolist(), "exact": exact[::5].round(6).tolist(), **shown}}
 
 
-def gradient_variance(networks: Networks, data_dir: Path) -> dict[str, Any]:
+def gradient_variance(networks: Networks, data_dir: Path, effort: Effort) -> dict[str, Any]:
     """Each estimator's gradient variance in the first (bottom) and the last (top) layer of each network; a record per seed."""
     found: dict[str, Any] = {}
     for (name, trained), estimator in itertools.product(networks.items(), estimators.ESTIMATORS):
-        found[f"{estimator} {name}"] = [_variance(model, data, estimator) for model, data in trained]
+        found[f"{estimator} {name}"] = [_variance(model, data, estimator, effort) for model, data in trained]
     return found
 
 
-def _variance(model: nn.Module, data: Data, estimator: str) -> dict[str, Any]:
+def _variance(model: nn.Module, data: Data, estimator: str, effort: Effort) -> dict[str, Any]:
     names = [name for name, _ in weight_layers(model)]
-    batches = SEPARATE_BATCHES if estimator == "separate" else BATCHES
-    values = estimators.gradient_variance(model, data.train, estimator, [names[0], names[-1]], batches)
+    batches = effort.separate_batches if estimator == "separate" else effort.batches
+    values = estimators.gradient_variance(model, data.train, estimator, [names[0], names[-1]], batches, effort.size)
     return {"bottom": values[names[0]], "top": values[names[-1]], "batches": batches}
 
 
-def uncertainty(networks: Networks, data_dir: Path) -> dict[str, Any]:
+def uncertainty(networks: Networks, data_dir: Path, effort: Effort) -> dict[str, Any]:
     """Quality and calibration of three predictions on the test set, and how well their entropy tells Fashion-MNIST from it.
 
     ``thresholded``: the network that evaluation uses; ``mean``: no weight removed; ``sampled``: averaged over noisy passes.
@@ -122,7 +138,7 @@ def uncertainty(networks: Networks, data_dir: Path) -> dict[str, Any]:
         for model, data in trained:
             pixels, labels = torch.from_numpy(other.test_images), torch.from_numpy(other.test_labels).long()
             fashion = replace(data.test, images=pixels, labels=labels)
-            for way, samples, threshold in (("thresholded", 0, None), ("mean", 0, math.inf), ("sampled", SAMPLES, None)):
+            for way, samples, threshold in (("thresholded", 0, None), ("mean", 0, math.inf), ("sampled", effort.samples, None)):
                 torch.manual_seed(0)
                 with at_threshold(model, threshold) if threshold else contextlib.nullcontext():
                     known, unknown = (log_probabilities(model, split, samples) for split in (data.test, fashion))
@@ -131,7 +147,7 @@ def uncertainty(networks: Networks, data_dir: Path) -> dict[str, Any]:
     return found
 
 
-def parameterization(networks: Networks, data_dir: Path) -> dict[str, Any]:
+def parameterization(networks: Networks, data_dir: Path, effort: Effort) -> dict[str, Any]:
     """Variance of theta's gradient with one alpha for all weights of a trained dense network, as alpha grows.
 
     Additive, sigma does not depend on theta; multiplicative, sigma = sqrt(alpha) |theta|, and its noise reaches theta.
@@ -148,11 +164,51 @@ def parameterization(networks: Networks, data_dir: Path) -> dict[str, Any]:
                 if name == "additive":
                     sigma.add_((layer.weight.square() + EPS).log())
         first = next(name for name, _ in weight_layers(model))
-        found[name].append(estimators.gradient_variance(model, data.train, "local", [first], BATCHES)[first])
+        values = estimators.gradient_variance(model, data.train, "local", [first], effort.batches, effort.size)
+        found[name].append(values[first])
     return {"variance": {"log_alpha": at.tolist(), **found}}
 
 
-MEASURES: dict[str, Callable[[Networks, Path], dict[str, Any]]] = {
+def cost(networks: Networks, data_dir: Path, effort: Effort) -> dict[str, Any]:
+    """Seconds per epoch and the memory of a step, in MiB, of training under each estimator."""
+    config = replace(compose(COSTED), data_dir=str(data_dir))
+    found = {}
+    for estimator in estimators.ESTIMATORS:
+        training = train.Training(config, Run("", config.id), train.Stop())
+        steps = effort.separate_steps if estimator == "separate" else effort.steps
+        batches, times = training.data.train.batches(config.train.batch_size, 0, 0), []
+        with estimators.drawn(training.model, estimator):
+            for (x, y), _ in zip(batches, range(steps + 1), strict=False):
+                clock = time.perf_counter()
+                _step(training, estimator, x, y)
+                times.append(time.perf_counter() - clock)
+            with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as watched:
+                _step(training, estimator, x, y)
+        epoch = statistics.median(times[1:]) * (len(training.data.train) // config.train.batch_size)
+        found[estimator] = {"epoch_seconds": epoch, "memory": _peak(watched) / 2**20, "steps": steps}
+    for record in found.values():
+        record["times_local"] = record["epoch_seconds"] / found["local"]["epoch_seconds"]
+    return {estimator: [record] for estimator, record in found.items()}
+
+
+def _step(training: train.Training, estimator: str, x: Tensor, y: Tensor) -> None:
+    training.optimizer.zero_grad()
+    parts = len(x) // estimators.EXAMPLES_AT_ONCE if estimator == "separate" else 1
+    for images, labels in zip(x.flatten(1).chunk(parts), y.chunk(parts), strict=True):
+        (F.cross_entropy(training.model(images), labels) / parts).backward()
+    (kl_of(training.model) / len(training.data.train)).backward()
+    training.optimizer.step()
+
+
+def _peak(watched: torch.profiler.profile) -> int:
+    """The most bytes that the tensors made meanwhile held at one time."""
+    results: Any = watched.profiler.kineto_results  # type: ignore[union-attr]
+    changes = sorted((event.start_ns(), event.nbytes()) for event in results.events() if event.name() == "[memory]")
+    return int(max(itertools.accumulate(change for _, change in changes)))
+
+
+MEASURES: dict[str, Callable[[Networks, Path, Effort], dict[str, Any]]] = {
+    "cost": cost,
     "kl": kl,
     "gradient_variance": gradient_variance,
     "parameterization": parameterization,

@@ -15,7 +15,11 @@ from ..config import UserError, require
 
 @dataclass
 class Column:
-    """One measured quantity: ``key`` is its dotted place in a run's record, or ``layers`` for the sparsity of each layer."""
+    """One measured quantity: ``key`` is its dotted place in a run's record.
+
+    Or it is ``layers`` for the sparsity and ``rates`` for the mean dropout rate of each layer, or ``x.accuracy`` for what
+    ``x.error`` leaves of 100 %.
+    """
 
     key: str = MISSING
     label: str = MISSING
@@ -55,11 +59,24 @@ class Figure:
 
 
 @dataclass
+class Claim:
+    """A statement of the papers that our figures decide: in every group of rows that has them, ``less`` is below ``more``.
+
+    Each is a number, or a row's label and a column's key; ``group`` names the only group that counts.
+    """
+
+    says: str = MISSING
+    less: Any = MISSING
+    more: Any = MISSING
+    group: str = ""
+
+
+@dataclass
 class Report:
-    """A declared table, with its figures.
+    """A declared table, with its figures and the claims that it decides.
 
     ``measure`` names a function of ``measures.py``, for what no run's record holds; ``needs`` are overrides of the runs whose
-    networks it looks at, by the name under which it gets them.
+    networks it looks at, by the name under which it gets them. ``quick`` is for ``toy``.
     """
 
     name: str = ""
@@ -71,7 +88,10 @@ class Report:
     columns: list[Column] = field(default_factory=list)
     rows: list[Row] = field(default_factory=list)
     figures: list[Figure] = field(default_factory=list)
+    claims: list[Claim] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    place: int = 0  # among the reports of results/README.md
+    quick: bool = False
 
 
 def names() -> list[str]:
@@ -95,6 +115,17 @@ def load(name: str) -> Report:
     report.name = name
     report.rows = [single for row in report.rows for single in _expanded(row)]
     return report
+
+
+def toy(report: Report) -> Report:
+    """The same table from one seed and the first value of each sweep: it shows that everything works, and nothing else."""
+    first: dict[str, Any] = {}
+    rows = []
+    for row in report.rows:
+        if all(first.setdefault(key, values) == values for key, values in row.sweep.items()):
+            rows.append(replace(row, seeds=None if row.seeds is None else row.seeds[:1]))
+    title = f"{report.title} (toy settings: no figure here can be compared with anything)"
+    return replace(report, title=title, seeds=report.seeds[:1], rows=rows, quick=True)
 
 
 def _expanded(row: Row) -> list[Row]:
