@@ -172,6 +172,15 @@ def test_a_figure_is_judged_at_the_digits_that_are_shown() -> None:
     assert collect.verdict(collect.Measured((1.926,), (0.0,), 1), column, 1.92) == "short"
 
 
+def test_a_width_that_was_never_trained_is_timed_by_its_weights(tmp_path: Path) -> None:
+    put(tmp_path, {**record(("model=mlp", "model.width=100", "method=none"), 1.0, 1.0), "weights": 99_400})
+    seconds = [
+        collect.expected_seconds(compose(["model=mlp", f"model.width={width}", "method=binary"]), list(finished(tmp_path)))
+        for width in (100, 200)
+    ]
+    assert seconds == [60.0, pytest.approx(60.0 * (784 * 200 + 2 * 200**2 + 2000) / 99_400)]
+
+
 SMALL_RUN = ["model=mlp", "model.width=8", "dataset.subset=400", "train.epochs=2", "train.batch_size=50"]
 WATCHED = [*SMALL_RUN, "method=sparsevd"]
 
@@ -448,7 +457,8 @@ def test_committed_tables_are_what_committed_records_render_to(name: str, monkey
     if not (tables / f"{name}.md").exists():
         pytest.skip("nothing of it is measured yet")
     evidence = collect.gather(spec.load(name))
-    assert (tables / f"{name}.md").read_text("utf-8") == render.markdown(evidence.report, evidence.rows)
+    records = list(finished(evidence.results_dir))
+    assert (tables / f"{name}.md").read_text("utf-8") == render.markdown(evidence.report, evidence.rows, records)
     assert (tables / f"{name}.tex").read_text("utf-8") == render.latex(evidence.report, evidence.rows)
     assert (tables / f"{name}.csv").read_text("utf-8") == render.comma_separated(evidence.report, evidence.rows)
 

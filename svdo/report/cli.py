@@ -107,23 +107,19 @@ def _plan(evidence: Evidence, brief: bool) -> bool:
     times = [collect.expected_seconds(run.config, records) for run in missing]
     if not brief:
         for run, seconds in zip(missing, times, strict=True):
-            print(f"{run.command}   # {_minutes(seconds)}")
+            print(f"{run.command}   # {render.minutes(seconds)}")
         if _to_measure(evidence):
             print(f"svdo-report run {name}   # measures {evidence.report.measure}")
     total, untimed = sum(seconds or 0.0 for seconds in times), None in times
     needed = {run.config.id: run for run in evidence.runs}
     done = sum(run.record is not None for run in needed.values())
-    parts = [f"about {_minutes(total)}"] * bool(total) + ["some not timed yet" if total else "not timed yet"] * untimed
+    parts = [f"about {render.minutes(total)}"] * bool(total) + ["some not timed yet" if total else "not timed yet"] * untimed
     again = sum(run.config.results_dir.endswith(REBUILT) for run in missing)
     said = [f"{done} of {len(needed)} runs done, {len(needed) - done} missing"] * bool(needed)
     said += [f"{again} to train again for weights that are not kept"] * bool(again)
     said += ["the measurement is missing" if _to_measure(evidence) else "measured"] * bool(evidence.report.measure)
     print(f"{name}: {', '.join([*said, *parts])}", flush=True)
     return False
-
-
-def _minutes(seconds: float | None) -> str:
-    return "not timed yet" if seconds is None else f"{seconds / 60:.1f} min"
 
 
 def _next(left: list[Planned]) -> Planned:
@@ -169,7 +165,7 @@ def _run(evidence: Evidence, brief: bool) -> bool:
 def _render(evidence: Evidence, brief: bool) -> bool:
     report, results = evidence.report, evidence.results_dir
     texts = {
-        "md": render.markdown(report, evidence.rows),
+        "md": render.markdown(report, evidence.rows, list(finished(results))),
         "tex": render.latex(report, evidence.rows),
         "csv": render.comma_separated(report, evidence.rows),
     }

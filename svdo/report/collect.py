@@ -11,8 +11,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import torch
+
+from .. import fetch
 from ..compose import compose
 from ..config import Config, UserError
+from ..layers import weight_layers
+from ..models import Model
 from ..runs import REBUILT, Record, Run, with_weights
 from .spec import Column, Figure, Report, Row
 
@@ -202,10 +207,24 @@ def verdict(measured: Measured | None, column: Column, published: Any) -> str:
 def expected_seconds(config: Config, records: Sequence[Record]) -> float | None:
     """Time of a run from the epochs of finished runs of its network and data set; None where there are none.
 
+    Where this width was never trained, other widths of the network count, their time taken as proportional to their weights.
     Runs of the same method say more than others; where there are some, they alone count.
     """
-    same = {key: config.as_dict()[key] for key in ("model", "dataset")}
-    alike = [r for r in records if r["epochs"] and {key: r["config"][key] for key in same} == same]
+    wanted = config.as_dict()
+    known = [
+        r for r in records if r["epochs"] and (r["model"], r["config"]["dataset"]) == (config.model.name, wanted["dataset"])
+    ]
+    alike = [r for r in known if r["config"]["model"] == wanted["model"]]
+    factors = {r["id"]: 1.0 for r in alike} or {r["id"]: _weights(config) / r["weights"] for r in known}
+    alike = alike or known
     alike = [r for r in alike if r["method"] == config.method.name] or alike
-    rates = [r["seconds"] / r["epochs"] * r["config"]["train"]["batch_size"] for r in alike]
+    rates = [r["seconds"] / r["epochs"] * r["config"]["train"]["batch_size"] * factors[r["id"]] for r in alike]
     return statistics.median(rates) * config.train.epochs / config.train.batch_size if rates else None
+
+
+def _weights(config: Config) -> int:
+    known = fetch.KNOWN[config.dataset.name]
+    assert isinstance(config.model, Model)
+    with torch.device("meta"):
+        network = config.model.build((known.shape[2], *known.shape[:2]), known.classes)
+    return sum(layer.weight.numel() for _, layer in weight_layers(network))

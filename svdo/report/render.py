@@ -12,7 +12,7 @@ from typing import Any
 from tabulate import tabulate
 
 from ..runs import Record
-from .collect import Measured, Rows, measure, verdict
+from .collect import Measured, Planned, Rows, expected_seconds, measure, verdict
 from .spec import Column, Report, Row
 
 
@@ -45,8 +45,8 @@ def core_minutes(records: Sequence[Record]) -> str:
     return ", ".join(texts)
 
 
-def markdown(report: Report, collected: Rows) -> str:
-    """The table with its notes, sources and the ids of its runs."""
+def markdown(report: Report, collected: Rows, records: Sequence[Record] = ()) -> str:
+    """The table with its notes, sources, the ids of its runs, and what is still to be trained, its time told by ``records``."""
     headers, rows = table(report, collected)
     parts = [f"# {report.title}", tabulate(rows, headers, tablefmt="github", disable_numparse=True)]
     notes = [*report.notes, *(f"{_label(row)}: {row.note}" for row, _ in collected if row.note)]
@@ -62,6 +62,12 @@ def markdown(report: Report, collected: Rows) -> str:
     if ids:
         kept = f"measured/{report.name}.json" if any(row.measured for row, _ in collected) else "runs/<id>/result.json"
         parts += [f"Measured figures, by record (`results/{kept}`):", "\n".join(ids)]
+    left = [run for _, items in collected for run in items if isinstance(run, Planned) and run.record is None]
+    if left:
+        times = [minutes(expected_seconds(run.config, records)) for run in left]
+        lines = [f"{run.command}   # {time}" for run, time in zip(left, times, strict=True)]
+        parts.append("Still to be trained (`svdo-report plan` names what these start from, too):")
+        parts.append("\n".join(["```bash", *lines, "```"]))
     return "\n\n".join(parts) + "\n"
 
 
@@ -111,6 +117,11 @@ def measured_text(measured: Measured | None, column: Column) -> str:
     if len(measured.means) > 1 or measured.n == 1 or not math.isfinite(measured.means[0]):
         return means
     return f"{means} ± {measured.stds[0]:{column.format}}"
+
+
+def minutes(seconds: float | None) -> str:
+    """An expected time in words."""
+    return "not timed yet" if seconds is None else f"{seconds / 60:.1f} min"
 
 
 def _published(value: Any, column: Column) -> str:
