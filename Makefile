@@ -38,14 +38,12 @@ test-slow: $(STAMP)  ## the slow tests and those that fetch data
 
 reproduce: $(STAMP)  ## plan and train what is missing, check, render: every table, or REPORT=mnist
 	$(BIN)/svdo-report plan $(REPORT)
-	$(BIN)/svdo-report run $(REPORT)
-	$(BIN)/svdo-report render all
-	$(BIN)/python scripts/update_readme.py
-	$(BIN)/svdo-report check $(REPORT)
+	$(BIN)/svdo-report run $(REPORT); status=$$?; $(BIN)/svdo-report render all && \
+	$(BIN)/python scripts/update_readme.py && $(BIN)/svdo-report check $(REPORT) && exit $$status
 
 quick: $(STAMP)  ## every table and figure on toy settings, into build/quick: shows that all works, and nothing else
-	$(BIN)/svdo-report run all --quick
-	$(BIN)/svdo-report render all --quick
+	rm -rf build/quick
+	$(BIN)/svdo-report run all --quick; status=$$?; $(BIN)/svdo-report render all --quick && exit $$status
 
 wheel: $(STAMP)  ## build dist/*.whl
 	$(BIN)/python -m build --wheel --installer pip --quiet .

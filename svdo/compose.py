@@ -16,7 +16,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from . import methods, models
-from .config import Config, DatasetConfig, RuntimeConfig, TrainConfig, UserError
+from .config import Config, DatasetConfig, RuntimeConfig, TrainConfig, UserError, require
 
 CONF = "svdo.conf"
 
@@ -54,6 +54,10 @@ def check(cfg: DictConfig) -> Config:
             raise UserError(f"{key}={value} is not of type {kind.__name__}")
         setattr(config, key, kind(value))
     config.check()
+    require(
+        not (config.train.best_epoch and isinstance(config.method, methods.Method) and config.method.sparsifies),
+        f"train.best_epoch=true would keep an epoch before method={config.method.name} has removed its weights; leave it out",
+    )
     return config
 
 

@@ -135,8 +135,6 @@ class Training:
         weights = sum(layer.weights for layer in layers)
         _say(console.plan(self.config, machine.device_name(self.device), sizes, weights, folder) + "\n")
         self._fit()
-        if self.best:
-            self.evaluated.load_state_dict(self.best)
         record = self._record()
         checkpoint.save(self.run.weights, self.evaluated.state_dict())
         self.run.finish(record)
@@ -159,6 +157,8 @@ class Training:
                 clock = time.perf_counter()
                 self._epoch(steps, bar, clock)
                 lr, _, weight = self._rates(progress.epoch, steps - 1, steps)
+                if self.averaged:
+                    reestimate_batch_norm(self.averaged, data.train)
                 error = evaluate(self.evaluated, held_out)["error"]
                 with torch.no_grad():
                     divergence = kl(self.evaluated).item()
@@ -186,6 +186,8 @@ class Training:
                 if (every := self.config.runtime.snapshots) and progress.epoch % every == 0:
                     checkpoint.save(self.run.snapshot(progress.epoch), evaluation_weights(self.evaluated))
                 self._save()
+        if self.best:
+            self.evaluated.load_state_dict(self.best)
         advance(self.evaluated, train.epochs * steps, train.epochs * steps)
 
     def _epoch(self, steps: int, bar: tqdm[Any], clock: float) -> None:
@@ -291,7 +293,7 @@ class Training:
         if reestimate_batch_norm(model, data.train):
             others["test_running_statistics"] = before
         if lines := self.run.epochs():
-            others["objective"] = lines[-1]["train_loss"]
+            others["objective"] = lines[(self.progress.best_epoch or len(lines)) - 1]["train_loss"]
         layers, rates = sparsity(model), dropout_rates(model)
         weights, nonzero = sum(layer.weights for layer in layers), sum(layer.nonzero for layer in layers)
         record: Record = {

@@ -15,7 +15,7 @@ from conftest import Command
 
 from svdo import train
 from svdo.compose import compose
-from svdo.config import Config, UserError
+from svdo.config import Config, RuntimeConfig, UserError
 from svdo.fetch import Images
 from svdo.report import cli, collect, figures, index, measures, render, spec, watch
 from svdo.report.spec import Column, Figure, Row
@@ -49,7 +49,7 @@ def put(folder: Path, content: dict[str, Any]) -> None:
 
 def evidence_of(rows: collect.Rows, folder: Path) -> collect.Evidence:
     """Rows by themselves."""
-    return collect.Evidence(spec.Report(), folder, folder, rows, [], {}, None)
+    return collect.Evidence(spec.Report(), folder, folder, RuntimeConfig(), rows, [], {}, None)
 
 
 @pytest.fixture
@@ -457,8 +457,7 @@ def test_committed_tables_are_what_committed_records_render_to(name: str, monkey
     if not (tables / f"{name}.md").exists():
         pytest.skip("nothing of it is measured yet")
     evidence = collect.gather(spec.load(name))
-    records = list(finished(evidence.results_dir))
-    assert (tables / f"{name}.md").read_text("utf-8") == render.markdown(evidence.report, evidence.rows, records)
+    assert (tables / f"{name}.md").read_text("utf-8") == render.markdown(evidence.report, evidence.rows)
     assert (tables / f"{name}.tex").read_text("utf-8") == render.latex(evidence.report, evidence.rows)
     assert (tables / f"{name}.csv").read_text("utf-8") == render.comma_separated(evidence.report, evidence.rows)
 
@@ -493,17 +492,18 @@ def test_a_claim_is_judged_group_by_group(report: spec.Report, tmp_path: Path) -
     evidence = replace(evidence_of([*rows, *other, *unmeasured], tmp_path), report=report)
     ratio, error = ["Sparse VD", "compression"], ["Sparse VD", "test.error"]
 
-    def judged(less: Any, more: Any, group: str = "") -> tuple[str, str]:
+    def judged(less: Any, more: Any, group: str = "") -> tuple[str, str, str]:
         return index.judged(evidence, spec.Claim("it is so", less, more, group))
 
-    assert judged(68, ratio, "LeNet-300-100") == ("yes", "68 < 71 ± 1")
-    assert judged(error, 1.9, "LeNet-300-100") == ("**no**", "1.90 ± 0.14 ≥ 1.9")
-    assert judged(error, 1.9, "third") == ("not measured yet", "")
-    assert judged(error, ["SWS", "test.error"]) == ("not measured yet", "")  # quoted only
-    assert judged(error, ratio) == (
-        "yes (1 not measured yet)",
-        "LeNet-300-100: 1.90 ± 0.14 < 71 ± 1; other: 1.90 ± 0.14 < 71 ± 1",
-    )
+    part = "1.90 ± 0.14 (2 of 3 runs)"
+    assert judged(68, ratio, "LeNet-300-100") == ("**no**", "yes", "68 < 71 ± 1 (2 of 3 runs)")
+    assert judged(error, 1.9, "LeNet-300-100") == ("**no**", "**no**", f"{part} ≥ 1.9")
+    assert judged(error, 1.93, "third") == ("yes", "not measured yet", "")
+    assert judged(error, ["SWS", "test.error"]) == ("yes", "not measured yet", "")  # quoted only
+    assert judged(error, 5) == ("yes", "yes (1 not measured yet)", f"LeNet-300-100: {part} < 5; other: {part} < 5")
+    unlike = replace(rows[1][0], published={"test.error": 6.0})
+    evidence = replace(evidence, rows=[*rows, *((replace(unlike, group="other"), items) for row, items in rows[1:])])
+    assert judged(error, 5)[:2] == ("in 1 of 2", "yes")
 
 
 @pytest.mark.parametrize("name", spec.names())
@@ -512,18 +512,43 @@ def test_every_claim_names_rows_and_columns_that_exist(name: str) -> None:
     evidence = replace(evidence_of([(row, [collect.Finding(None)]) for row in report.rows], Path()), report=report)
     for claim in report.claims:
         groups = [row.group for row in report.rows]
-        assert any(index._side(evidence, claim.less, group) and index._side(evidence, claim.more, group) for group in groups), (
-            claim.says
-        )
+        assert any(
+            index._measured(evidence, claim.less, group) and index._measured(evidence, claim.more, group) for group in groups
+        ), claim.says
         assert claim.group in ("", *groups)
 
 
 def test_quick_shows_every_part_of_a_report_and_touches_no_result(svdo_run: Command, tmp_path: Path) -> None:
     for verb in ("run", "render"):
-        done = svdo_run(verb, "kl", "--quick", program="svdo.report.cli")
+        done = svdo_run(verb, "random_labels", "--quick", "dataset.subset=300", program="svdo.report.cli")
         assert done.returncode == 0, done.stderr
-    assert "toy settings" in (tmp_path / "build" / "quick" / "tables" / "kl.md").read_text()
+    table = (tmp_path / "build" / "quick" / "tables" / "random_labels.md").read_text()
+    assert "toy settings" in table
+    assert table.count("| 1 of 1 |") == 3
     assert not (tmp_path / "results").exists()
+
+
+def test_a_mistake_in_an_override_of_all_reports_is_one(svdo_run: Command, tmp_path: Path) -> None:
+    done = svdo_run("plan", "all", "train.lr=-1", program="svdo.report.cli")
+    assert (done.returncode, len(done.stderr.splitlines())) == (2, 1)
+
+
+def test_rates_and_accuracies_are_columns() -> None:
+    items = [collect.Finding({"layers": [{"rate": 0.2}, {"rate": 0.5}], "train": {"error": 97.5}})]
+    assert collect.measure(items, Column("rates")) == collect.Measured((0.2, 0.5), (0.0, 0.0), 1)
+    assert collect.measure(items, Column("train.accuracy")) == collect.Measured((2.5,), (0.0,), 1)
+    assert collect.measure([collect.Finding({"layers": [{"rate": None}]})], Column("rates")) is None
+
+
+def test_regularisers_are_drawn_from_what_is_measured(tmp_path: Path) -> None:
+    report = spec.load("hidden_units")
+    rows: collect.Rows = []
+    for row in report.rows:
+        (run,) = collect.runs(report, row, [f"results_dir={tmp_path}"])
+        if row.group != "width=1250":
+            put(tmp_path, {**record(run.overrides, 1.5, 1.0), "layers": [{"sparsity": 0.0, "rate": 0.3}] * 4})
+        rows.append((row, [run]))
+    assert figures.DRAW["regularisers"](evidence_of(rows, tmp_path), [])["png"].startswith(b"\x89PNG")
 
 
 def test_toy_settings_keep_one_seed_and_the_first_value_of_a_sweep() -> None:

@@ -218,6 +218,30 @@ def test_the_best_epoch_is_the_one_whose_network_is_kept(tmp_path: Path) -> None
     assert record["best_epoch"] == 1 + errors.index(min(errors))
     assert record["best_epoch"] < 8  # else the test shows nothing
     assert record["validation"]["error"] == min(errors)
+    assert record["objective"] == Run(tmp_path, record["id"]).epochs()[record["best_epoch"] - 1]["train_loss"]
     _, last = execute(tmp_path, *chosen)
     assert last["validation"]["error"] == errors[-1]
     assert "best_epoch" not in last
+
+
+def test_the_record_gives_the_mean_dropout_rate_of_each_layer(tmp_path: Path) -> None:
+    _, record = execute(tmp_path, "method=vd_b", "method.rates={fc1:0.2,fc2:0.5,fc3:0.4}", "train.epochs=0")
+    rates = [layer["rate"] for layer in record["layers"]]
+    assert rates[:3] == pytest.approx([0.2, 0.5, 0.4], abs=1e-3)
+    assert rates[3] is None  # a plain layer
+    _, trained = execute(tmp_path, "method=vd_a")
+    assert all(0.0 < layer["rate"] < 0.5 for layer in trained["layers"])
+
+
+def test_batch_norm_is_that_of_the_averaged_network(tmp_path: Path) -> None:
+    config = compose([*QUICK, "method=none", "train.averaging=0.9", f"results_dir={tmp_path}"])
+    training = train.Training(config, Run(tmp_path, config.id), train.Stop())
+    network = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.BatchNorm1d(784), training.model)
+    training.model, training.forward = network, network
+    training.optimizer = train._optimizer(network, config.train)
+    training.averaged = train.AveragedModel(network, multi_avg_fn=train.get_ema_multi_avg_fn(0.9))
+    training.run.folder.mkdir(parents=True)
+    training._fit()
+    norm = training.evaluated.get_submodule("1")
+    pixels = torch.cat([x for x, _ in training.data.train.chunks(400)]).flatten(1)
+    torch.testing.assert_close(norm.running_mean, pixels.mean(0))

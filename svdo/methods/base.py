@@ -21,6 +21,7 @@ class Method(Choice):
     """A regulariser: its fields are its settings, with the paper's defaults, and its ``noise`` is its mathematics."""
 
     label: ClassVar[str]  # the method's name in tables
+    sparsifies: ClassVar[bool] = False  # whether it removes weights, at its end more than at its start
 
     def noise(self, layer: NoisyLayer, name: str) -> Noise | None:
         """The noise of one Linear or Conv2d layer, called ``name`` in its network; None leaves the layer plain."""

@@ -60,6 +60,7 @@ class DNS(Method):
     """``crispness``: c per layer, by shell pattern; ``start``, ``stop``: the shares of training between which masks change."""
 
     label: ClassVar[str] = "DNS"
+    sparsifies: ClassVar[bool] = True
     name: str = "dns"
     crispness: dict[str, float] = field(default_factory=dict)  # left out: 1 everywhere
     start: float = 0.3

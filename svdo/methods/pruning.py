@@ -56,6 +56,7 @@ class Pruning(Method):
     """``quality``: q per layer, by shell pattern; ``start``, ``stop``: shares of training of the first and last removal."""
 
     label: ClassVar[str] = "Pruning"
+    sparsifies: ClassVar[bool] = True
     name: str = "pruning"
     quality: dict[str, float] = field(default_factory=dict)  # left out: 1.5 everywhere
     start: float = 0.3

@@ -96,6 +96,7 @@ class SparseVD(Method):
     """``log_sigma2``: where log sigma^2 starts; ``threshold``: the log alpha from which a weight is removed."""
 
     label: ClassVar[str] = "Sparse VD"
+    sparsifies: ClassVar[bool] = True
     name: str = "sparsevd"
     log_sigma2: float = -10.0
     threshold: float = 3.0

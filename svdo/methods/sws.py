@@ -176,6 +176,7 @@ class SWS(Method):
     """``components`` beside the one at zero, which has ``zero_share``; means start evenly on +-``span``, stds at ``width``."""
 
     label: ClassVar[str] = "SWS"
+    sparsifies: ClassVar[bool] = True
     name: str = "sws"
     components: int = 16
     zero_share: float = 0.99

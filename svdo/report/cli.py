@@ -46,22 +46,22 @@ def main() -> None:
     parser.add_argument(
         "--quick", action="store_true", help=f"one seed, the first value of each sweep, {' '.join(TOY)}: shows that all works"
     )
-    arguments = parser.parse_args()
+    arguments = parser.parse_intermixed_args()
     with exit_status():
         overrides = [*TOY, *arguments.overrides] if arguments.quick else arguments.overrides
         if arguments.verb == "render":
             _refuse_to_mix(overrides)
         reports = [spec.load(name) for name in (spec.names() if arguments.name == ALL else [arguments.name])]
         act = {"plan": _plan, "run": _run, "render": _render, "check": _check}[arguments.verb]
-        several, failed, gathered = len(reports) > 1, False, []
-        for report in reports:
+        several, failed = len(reports) > 1, False
+        gathered = [collect.gather(spec.toy(report) if arguments.quick else report, overrides) for report in reports]
+        for evidence in gathered:
             try:
-                gathered.append(collect.gather(spec.toy(report) if arguments.quick else report, overrides))
-                failed |= act(gathered[-1], several)
+                failed |= act(evidence, several)
             except UserError as error:  # one that lacks its data or its packages leaves the others
                 if not several:
                     raise
-                print(f"svdo: {report.name}: {error}", file=sys.stderr, flush=True)
+                print(f"svdo: {evidence.report.name}: {error}", file=sys.stderr, flush=True)
                 failed = True
         if arguments.verb == "render" and several:
             _write(index.page(gathered))
@@ -165,7 +165,7 @@ def _run(evidence: Evidence, brief: bool) -> bool:
 def _render(evidence: Evidence, brief: bool) -> bool:
     report, results = evidence.report, evidence.results_dir
     texts = {
-        "md": render.markdown(report, evidence.rows, list(finished(results))),
+        "md": render.markdown(report, evidence.rows),
         "tex": render.latex(report, evidence.rows),
         "csv": render.comma_separated(report, evidence.rows),
     }
@@ -192,8 +192,10 @@ def _drawn(evidence: Evidence) -> dict[Path, bytes]:
     for figure, runs in evidence.figures:
         seen = {run.config.id: watch.load(run.config) for run in runs}
         unseen = [id for id, found in seen.items() if found is None]
-        if unseen or _to_measure(evidence):
-            what = f"looked at {', '.join(unseen)}" if unseen else f"measured {evidence.report.measure}"
+        empty = not any(item.record for _, items in evidence.rows for item in items)
+        if unseen or empty or _to_measure(evidence):
+            what = f"measured {evidence.report.measure}" if _to_measure(evidence) else "done any of its runs"
+            what = f"looked at {', '.join(unseen)}" if unseen else what
             print(f"figure {figure.name} stays as it is: svdo-report run has not {what} yet")
             continue
         try:

@@ -15,7 +15,7 @@ import torch
 
 from .. import fetch
 from ..compose import compose
-from ..config import Config, UserError
+from ..config import Config, RuntimeConfig, UserError
 from ..layers import weight_layers
 from ..models import Model
 from ..runs import REBUILT, Record, Run, with_weights
@@ -79,6 +79,7 @@ class Evidence:
     report: Report
     results_dir: Path
     data_dir: Path
+    runtime: RuntimeConfig  # of what is measured; each run has its own
     rows: Rows
     figures: list[tuple[Figure, list[Planned]]]
     needs: dict[str, list[Planned]]
@@ -96,8 +97,8 @@ def gather(report: Report, extra: Sequence[str] = ()) -> Evidence:
     Raises:
         UserError: where an override is not one, or what was measured cannot be read.
     """
-    folders = ("results_dir=", "data_dir=")
-    where = compose([item for item in (*report.overrides, *extra) if item.lstrip("+").startswith(folders)])
+    ways = ("results_dir=", "data_dir=", "runtime.")
+    where = compose([item for item in (*report.overrides, *extra) if item.lstrip("+").startswith(ways)])
     results_dir, data_dir = (Path(path).expanduser() for path in (where.results_dir, where.data_dir))
     kept = measurement(report, results_dir)
     try:
@@ -110,7 +111,7 @@ def gather(report: Report, extra: Sequence[str] = ()) -> Evidence:
         rows.append((row, [*runs(report, row, extra), *outcomes]))
     figures = [(figure, watched(report, figure, extra)) for figure in report.figures]
     needs = {name: runs(report, Row(overrides=overrides), extra) for name, overrides in report.needs.items()}
-    return Evidence(report, results_dir, data_dir, rows, figures, needs, measured)
+    return Evidence(report, results_dir, data_dir, where.runtime, rows, figures, needs, measured)
 
 
 def measurement(report: Report, results_dir: Path) -> Path:

@@ -18,16 +18,20 @@ INTRODUCTION = """\
 
 Claims of the two papers, or of their figures, and what our own runs say of them: *Variational Dropout and the Local
 Reparameterization Trick* (Kingma, Salimans, Welling 2015), *Variational Dropout Sparsifies Deep Neural Networks* (Molchanov,
-Ashukha, Vetrov 2017). `svdo-report render` writes this page from the records in `runs/` and `measured/`."""
+Ashukha, Vetrov 2017). `svdo-report render all` writes this page from the records in `runs/` and `measured/`."""
+
+Side = tuple[float, str]  # a figure and how it is written
 
 
 def page(reports: Sequence[Evidence]) -> dict[Path, bytes]:
     """The file, by its path."""
+    reports = sorted(reports, key=lambda evidence: evidence.report.place)
+    toy = ["# Toy settings: no figure here can be compared with anything"] * any(item.report.quick for item in reports)
     claims = [
         [claim.says, *judged(evidence, claim), _link(evidence)] for evidence in reports for claim in evidence.report.claims
     ]
-    headers = ["claim", "held?", "measured", "table"]
-    parts = [INTRODUCTION, tabulate(claims, headers, tablefmt="github", disable_numparse=True)]
+    headers = ["claim", "in the published figures", "in ours", "measured", "table"]
+    parts = [*toy, INTRODUCTION, tabulate(claims, headers, tablefmt="github", disable_numparse=True)]
     for evidence in reports:
         report = evidence.report
         figures = [f"figures/{figure.name}.png" for figure, _ in evidence.figures]
@@ -36,25 +40,30 @@ def page(reports: Sequence[Evidence]) -> dict[Path, bytes]:
     return {evidence.results_dir / "README.md": ("\n\n".join(parts) + "\n").encode() for evidence in reports[:1]}
 
 
-def judged(evidence: Evidence, claim: Claim) -> tuple[str, str]:
-    """Whether it held, and the figures that say so."""
+def judged(evidence: Evidence, claim: Claim) -> tuple[str, str, str]:
+    """Whether it holds in the published figures (nothing where there are none) and in ours, and what ours are."""
     groups = list(dict.fromkeys(row.group for row, _ in evidence.rows if claim.group in ("", row.group)))
-    sides = [(group, _side(evidence, claim.less, group), _side(evidence, claim.more, group)) for group in groups]
+    quoted = [(_published(evidence, claim.less, group), _published(evidence, claim.more, group)) for group in groups]
+    sides = [(group, _measured(evidence, claim.less, group), _measured(evidence, claim.more, group)) for group in groups]
     both = [(group, less, more) for group, less, more in sides if less is not None and more is not None]
     known = [(group, less, more) for group, less, more in both if less[1] and more[1]]
-    held = sum(less[0] < more[0] for _, less, more in known)
-    if not known:
-        return "not measured yet", ""
-    word = {len(known): "yes", 0: "**no**"}.get(held, f"in {held} of {len(known)}")
-    if len(known) < len(both):
+    published = [less < more for less, more in quoted if less is not None and more is not None]
+    word = _word([less[0] < more[0] for _, less, more in known]) or "not measured yet"
+    if 0 < len(known) < len(both):
         word += f" ({len(both) - len(known)} not measured yet)"
     named = len(both) > 1
     figures = [f"{group}: " * named + f"{less[1]} {'<' if less[0] < more[0] else '≥'} {more[1]}" for group, less, more in known]
-    return word, "; ".join(figures)
+    return _word(published), word, "; ".join(figures)
 
 
-def _side(evidence: Evidence, side: Any, group: str) -> tuple[float, str] | None:
-    """A number and how it is written, empty where it is not measured; None where the group has no such row."""
+def _word(held: Sequence[bool]) -> str:
+    if not held:
+        return ""
+    return {len(held): "yes", 0: "**no**"}.get(sum(held), f"in {sum(held)} of {len(held)}")
+
+
+def _measured(evidence: Evidence, side: Any, group: str) -> Side | None:
+    """Ours, written as nothing where it is not measured; None where the group has no such row."""
     if not isinstance(side, list):
         return float(side), f"{side:g}"
     label, key = side
@@ -62,8 +71,20 @@ def _side(evidence: Evidence, side: Any, group: str) -> tuple[float, str] | None
     for row, items in evidence.rows:
         if (row.group, row.label) == (group, label):
             found = measure(items, column)
-            return (found.means[0], render.measured_text(found, column)) if found else (0.0, "")
+            if found is None:
+                return 0.0, ""
+            part = f" ({found.n} of {len(items)} runs)" if found.n < len(items) else ""
+            return found.means[0], render.measured_text(found, column) + part
     return None
+
+
+def _published(evidence: Evidence, side: Any, group: str) -> float | None:
+    """The published figure, or the number itself; None where there is none."""
+    if not isinstance(side, list):
+        return float(side)
+    label, key = side
+    found = (row.published.get(key) for row, _ in evidence.rows if (row.group, row.label) == (group, label))
+    return next(found, None)
 
 
 def _link(evidence: Evidence) -> str:

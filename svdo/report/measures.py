@@ -7,6 +7,7 @@ import itertools
 import json
 import math
 import statistics
+import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -22,7 +23,7 @@ from torch import Tensor, nn
 from .. import estimators, fetch, machine, train
 from ..checkpoint import write_atomically
 from ..compose import compose
-from ..config import RuntimeConfig, UserError
+from ..config import UserError
 from ..conversion import convert
 from ..conversion import kl as kl_of
 from ..data import Data
@@ -50,7 +51,13 @@ class Effort:
     separate_steps: int = 3  # and with a draw of all weights for each example
 
 
-COSTED = ("dataset=mnist", "model=mlp", "model.width=1024", "method=vd_b")  # what training costs is measured on
+COSTED = (
+    "dataset=mnist",
+    "model=mlp",
+    "model.width=1024",
+    "method=vd_b",
+    "runtime.device=cpu",
+)  # what training costs is measured on
 TOY = Effort(batches=3, separate_batches=2, size=50, samples=2, steps=2, separate_steps=1)
 
 
@@ -59,6 +66,8 @@ def measure(evidence: Evidence) -> None:
     report = evidence.report
     print(f"\n=== measuring {report.measure}", flush=True)
     started, clock = datetime.now(timezone.utc).isoformat(timespec="seconds"), time.perf_counter()
+    if evidence.runtime.threads:
+        torch.set_num_threads(evidence.runtime.threads)
     networks: Networks = {}
     for name, runs in evidence.needs.items():
         with_weights = [(run.config, runs_with_weights(run.config.results_dir, run.config.id)) for run in runs]
@@ -68,7 +77,7 @@ def measure(evidence: Evidence) -> None:
     except ImportError as error:
         raise UserError(f"measuring {report.measure} needs more: {error}; pip install 'svdo[plot]'") from None
     seconds = round(time.perf_counter() - clock, 3)
-    provenance = machine.provenance(RuntimeConfig(), torch.device("cpu"), started)
+    provenance = machine.provenance(evidence.runtime, torch.device("cpu"), started)
     for row in {row.measured for row in report.rows if row.measured}:
         found[row] = [
             {"id": f"{report.name}/{row}", **record, "seconds": seconds, "provenance": provenance} for record in found[row]
@@ -102,6 +111,7 @@ def kl(networks: Networks, data_dir: Path, effort: Effort) -> dict[str, Any]:
         name: [
             {
                 "deviation": float(np.nanmax(np.abs(values - exact))),
+                "free": float(np.nanmax(values - exact) - np.nanmin(values - exact)) / 2,
                 "slope": float(np.nanmax(np.abs(np.gradient(values - exact, grid)))),
             }
         ]
@@ -174,7 +184,8 @@ def cost(networks: Networks, data_dir: Path, effort: Effort) -> dict[str, Any]:
     config = replace(compose(COSTED), data_dir=str(data_dir))
     found = {}
     for estimator in estimators.ESTIMATORS:
-        training = train.Training(config, Run("", config.id), train.Stop())
+        with tempfile.TemporaryDirectory() as nowhere:
+            training = train.Training(config, Run(nowhere, config.id), train.Stop())
         steps = effort.separate_steps if estimator == "separate" else effort.steps
         batches, times = training.data.train.batches(config.train.batch_size, 0, 0), []
         with estimators.drawn(training.model, estimator):

@@ -45,8 +45,8 @@ def core_minutes(records: Sequence[Record]) -> str:
     return ", ".join(texts)
 
 
-def markdown(report: Report, collected: Rows, records: Sequence[Record] = ()) -> str:
-    """The table with its notes, sources, the ids of its runs, and what is still to be trained, its time told by ``records``."""
+def markdown(report: Report, collected: Rows) -> str:
+    """The table with its notes, sources, the ids of its runs, and what is still to be trained, timed by those that are done."""
     headers, rows = table(report, collected)
     parts = [f"# {report.title}", tabulate(rows, headers, tablefmt="github", disable_numparse=True)]
     notes = [*report.notes, *(f"{_label(row)}: {row.note}" for row, _ in collected if row.note)]
@@ -64,6 +64,7 @@ def markdown(report: Report, collected: Rows, records: Sequence[Record] = ()) ->
         parts += [f"Measured figures, by record (`results/{kept}`):", "\n".join(ids)]
     left = [run for _, items in collected for run in items if isinstance(run, Planned) and run.record is None]
     if left:
+        records = [record for _, items in collected for run in items if isinstance(run, Planned) and (record := run.record)]
         times = [minutes(expected_seconds(run.config, records)) for run in left]
         lines = [f"{run.command}   # {time}" for run, time in zip(left, times, strict=True)]
         parts.append("Still to be trained (`svdo-report plan` names what these start from, too):")
