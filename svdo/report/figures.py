@@ -56,7 +56,7 @@ def tradeoff(evidence: Evidence, watched: Sequence[Watched]) -> dict[str, bytes]
             if row.group != group:
                 continue
             number = labels.index(row.label)
-            style: dict[str, Any] = {"color": COLOURS[number % len(COLOURS)], "marker": MARKERS[number % len(MARKERS)]}
+            style: dict[str, Any] = _style(number)
             error, ratio = measure(planned, ERROR), measure(planned, COMPRESSION)
             if error and ratio:
                 axis.errorbar(
@@ -124,7 +124,7 @@ def thinning(evidence: Evidence, watched: Sequence[Watched]) -> dict[str, bytes]
     """The first convolution's filters and a piece of the first dense layer while training removes their weights."""
     (run,) = watched
     epochs = run.seen["epochs"]
-    chosen = sorted({int(i) for i in np.linspace(0, len(epochs) - 1, 4)})
+    chosen = sorted({round(i) - 1 for i in np.geomspace(1, len(epochs), 4)})  # most of it happens early
     figure, axes = _subplots(len(chosen), width=3.0, height=5.0, rows=2, ratios=(1, 1.1))
     for column, index in enumerate(chosen):
         _frame(axes[column], axes[len(chosen) + column], run.seen, index)
@@ -168,7 +168,7 @@ def width(evidence: Evidence, watched: Sequence[Watched]) -> dict[str, bytes]:
     right = axis.twinx()
     swept = [(row, planned) for row, planned in evidence.rows if row.sweep]
     for number, label in enumerate(dict.fromkeys(row.label for row, _ in swept)):
-        style = {"color": COLOURS[number % len(COLOURS)], "marker": MARKERS[number % len(MARKERS)]}
+        style = _style(number)
         for key, target, line in (("test.error", axis, "-"), ("sparsity", right, "--")):
             points = [
                 (_swept(row), measure(planned, Column(key)), row.published.get(key))
@@ -282,6 +282,11 @@ def kl(evidence: Evidence, watched: Sequence[Watched]) -> dict[str, bytes]:
     left.legend(fontsize=8, frameon=False)
     right.grid(alpha=0.3)
     return {"png": _png(figure)}
+
+
+def _style(number: int) -> dict[str, Any]:
+    """Colour and marker, a pair of its own for each of the first 64 numbers."""
+    return {"color": COLOURS[number % 8], "marker": MARKERS[(number + number // 8) % 8]}
 
 
 def _swept(row: Row) -> float:
