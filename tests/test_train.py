@@ -224,6 +224,28 @@ def test_the_best_epoch_is_the_one_whose_network_is_kept(tmp_path: Path) -> None
     assert "best_epoch" not in last
 
 
+def test_the_best_epoch_survives_an_interruption(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    chosen = ["method=binary", "dataset.validation=300", "train.epochs=8", "train.lr=0.03", "train.best_epoch=true"]
+    _, whole = execute(tmp_path / "whole", *chosen)
+    after = whole["best_epoch"]
+    assert after < 8  # else the test shows nothing
+    real = train.Training._epoch
+
+    def stop(self: train.Training, *arguments: Any) -> None:
+        if self.progress.epoch == after:
+            raise KeyboardInterrupt
+        real(self, *arguments)
+
+    monkeypatch.setattr(train.Training, "_epoch", stop)
+    with pytest.raises(KeyboardInterrupt):
+        execute(tmp_path / "cut", *chosen)
+    monkeypatch.undo()
+    _, cut = execute(tmp_path / "cut", *chosen)
+    for record in (whole, cut):
+        del record["seconds"], record["provenance"]
+    assert cut == whole
+
+
 def test_the_record_gives_the_mean_dropout_rate_of_each_layer(tmp_path: Path) -> None:
     _, record = execute(tmp_path, "method=vd_b", "method.rates={fc1:0.2,fc2:0.5,fc3:0.4}", "train.epochs=0")
     rates = [layer["rate"] for layer in record["layers"]]
