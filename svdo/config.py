@@ -81,9 +81,7 @@ class TrainConfig:
     noise_waits: bool = False  # and that times the warm-up, 0 to 1: not at all before the KL acts
     momentum: float = 0.9  # Adam's beta 1, or SGD's momentum
     weight_decay: float = 0.0  # gradient wd * w on weight matrices and filters; never on noise parameters, biases, norms
-    averaging: float = (
-        0.0  # evaluated is the exponential moving average over steps with this decay (0: the last step's network)
-    )
+    averaging: float = 0.0  # decay of the exponential moving average over steps that is evaluated (0: the last step's network)
     best_epoch: bool = False  # the record is of the epoch with the least validation error, the first of those, not of the last
 
     def check(self) -> None:
