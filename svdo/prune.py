@@ -15,11 +15,16 @@ from .layers import NoisyLayer, noisy_layers, weight_layers
 
 @dataclass(frozen=True)
 class LayerSparsity:
-    """One layer's weights, how many of them evaluation uses, and the share it does not, in percent."""
+    """One layer's weights, how many of them evaluation uses, and the share it does not, in percent.
+
+    ``inputs`` and ``outputs`` count the units (channels, in a convolution) that a weight still leaves or reaches.
+    """
 
     name: str
     weights: int
     nonzero: int
+    inputs: int
+    outputs: int
 
     @property
     def sparsity(self) -> float:
@@ -52,11 +57,12 @@ def at_threshold(module: nn.Module, threshold: float) -> Iterator[None]:
 
 
 def sparsity(module: nn.Module) -> list[LayerSparsity]:
-    """Weights and surviving weights of every Linear and Conv2d layer, noisy or plain, in definition order."""
+    """Weights, surviving weights and units of every Linear and Conv2d layer, noisy or plain, in definition order."""
     weights = evaluation_weights(module)
-    # One transfer for the whole network, not one per layer.
-    numbers = torch.stack([weight.count_nonzero() for weight in weights.values()]).tolist() if weights else []
-    return [LayerSparsity(name, weight.numel(), n) for (name, weight), n in zip(weights.items(), numbers, strict=True)]
+    kept = [weight.flatten(2).count_nonzero(2) if weight.dim() > 2 else weight != 0 for weight in weights.values()]
+    counts = [torch.stack([n.sum(), n.any(0).sum(), n.any(1).sum()]) for n in kept]
+    numbers = torch.stack(counts).tolist() if counts else []  # one transfer for the whole network, not one per layer
+    return [LayerSparsity(name, weight.numel(), *n) for (name, weight), n in zip(weights.items(), numbers, strict=True)]
 
 
 @torch.no_grad()

@@ -106,7 +106,7 @@ MISTAKES = {
     "model=lenet5 train.best_epoch=true": ["train.best_epoch=true", "dataset.validation=10000"],
     "method=sws train.best_epoch=true dataset.validation=9": ["before method=sws has removed its weights"],
     "train.averaging=1": ["train.averaging=1", "[0, 1)"],
-    "train=fast model=vgg": ["train/fast=vgg is not a choice", ", ".join(options("train/fast"))],
+    "train=fast model=convnet": ["train/fast=convnet is not a choice", ", ".join(options("train/fast"))],
     "seed=0,1": ["seed=0,1"],
     "seed": ["seed"],
 }

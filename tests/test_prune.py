@@ -71,6 +71,18 @@ def test_sparsity_counts_weights_and_never_biases() -> None:
     assert svdo.compression([conv, fc]) == pytest.approx(24 / 20)
 
 
+def test_a_unit_is_left_while_a_weight_leaves_or_reaches_it() -> None:
+    net = nn.Sequential(nn.Conv2d(4, 3, 2), nn.Flatten(), nn.Linear(3, 5))
+    for p in net.parameters():
+        nn.init.zeros_(p)
+    assert [(s.inputs, s.outputs) for s in svdo.sparsity(net)] == [(0, 0), (0, 0)]
+    with torch.no_grad():
+        for place in ((1, 2, 0, 1), (1, 3, 1, 1), (1, 3, 0, 0)):
+            net[0].weight[place] = 0.5
+        net[2].weight[[0, 4], 1] = -1.0
+    assert [(s.nonzero, s.inputs, s.outputs) for s in svdo.sparsity(net)] == [(3, 2, 1), (2, 1, 2)]
+
+
 def test_plain_layers_count_too_and_have_no_mask() -> None:
     model = svdo.convert(network(), "sparsevd", exclude=["conv"])
     with_log_alpha(model, "fc", [5.0])
@@ -99,8 +111,8 @@ def test_methods_without_a_threshold_keep_every_weight() -> None:
 
 
 def test_compression_is_all_weights_over_those_left() -> None:
-    assert svdo.compression([LayerSparsity("a", 100, 10), LayerSparsity("b", 300, 0)]) == 40.0
-    assert svdo.compression([LayerSparsity("a", 100, 0)]) == math.inf
+    assert svdo.compression([LayerSparsity("a", 100, 10, 5, 5), LayerSparsity("b", 300, 0, 0, 0)]) == 40.0
+    assert svdo.compression([LayerSparsity("a", 100, 0, 0, 0)]) == math.inf
 
 
 def test_nonzero_is_what_the_evaluated_weight_really_holds() -> None:

@@ -16,7 +16,7 @@ from conftest import Command
 from svdo import train
 from svdo.compose import compose
 from svdo.config import Config, RuntimeConfig, UserError
-from svdo.fetch import Images
+from svdo.fetch import Images, UnavailableError
 from svdo.report import cli, collect, figures, index, measures, render, spec, watch
 from svdo.report.spec import Column, Figure, Row
 from svdo.runs import Run, finished
@@ -24,7 +24,7 @@ from svdo.runs import Run, finished
 
 def record(overrides: tuple[str, ...], error: float, compression: float) -> dict[str, Any]:
     config = compose(overrides)
-    layers = [{"name": f"fc{i}", "weights": 100, "nonzero": 2 * i, "sparsity": 100.0 - 2 * i} for i in (1, 2)]
+    layers = [{"name": f"fc{i}", "weights": 100, "nonzero": 2 * i, "outputs": i, "sparsity": 100.0 - 2 * i} for i in (1, 2)]
     return {
         "id": config.id,
         "model": config.model.name,
@@ -56,7 +56,7 @@ def evidence_of(rows: collect.Rows, folder: Path) -> collect.Evidence:
 def report() -> spec.Report:
     """Two rows of the MNIST table, one of them quoted only."""
     columns = spec.load("mnist").columns
-    published = {"test.error": 1.92, "layers": [98.9, 97.2, 62.0], "compression": 68}
+    published = {"test.error": 1.92, "layers.sparsity": [98.9, 97.2, 62.0], "compression": 68}
     measured = Row(
         "LeNet-300-100", "Sparse VD", ["model=lenet300", "method=sparsevd"], published=published, source="2017", note="a remark"
     )
@@ -179,6 +179,7 @@ def test_a_width_that_was_never_trained_is_timed_by_its_weights(tmp_path: Path) 
         for width in (100, 200)
     ]
     assert seconds == [60.0, pytest.approx(60.0 * (784 * 200 + 2 * 200**2 + 2000) / 99_400)]
+    assert collect.expected_seconds(compose(["model=mlp", "method=binary"]), list(finished(tmp_path)), "cuda") is None
 
 
 SMALL_RUN = ["model=mlp", "model.width=8", "dataset.subset=400", "train.epochs=2", "train.batch_size=50"]
@@ -303,9 +304,10 @@ def test_a_sweep_stands_for_a_row_per_value_and_is_drawn_over_it(tmp_path: Path)
     assert [run.config.as_dict()["model"]["width"] for _, planned in collected for run in planned] == [8, 8, 16, 16]
     for _, planned in collected:
         put(tmp_path, {**record(planned[0].overrides, 4.0, 2.0), "sparsity": 50.0})
-    drawn = figures.DRAW["width"](evidence_of(collected, tmp_path), [])["png"]
-    assert drawn.startswith(b"\x89PNG")
-    assert drawn != figures.DRAW["width"](evidence_of(collected[:1], tmp_path), [])["png"]
+    for draw in ("width", "depth"):
+        drawn = figures.DRAW[draw](evidence_of(collected, tmp_path), [])["png"]
+        assert drawn.startswith(b"\x89PNG")
+        assert drawn != figures.DRAW[draw](evidence_of(collected[:1], tmp_path), [])["png"]
     assert spec._expanded(sweep) == [sweep]
 
 
@@ -384,6 +386,24 @@ def test_one_failure_does_not_end_a_report(
     output = capsys.readouterr().out
     assert "out of memory (traceback: " in output
     assert len(list((tmp_path / "results" / "runs").glob("*/result.json"))) == 3
+
+
+def test_runs_whose_data_cannot_be_had_are_left_out_with_one_note(
+    small: Callable[[str], str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    asked = []
+
+    def load(name: str, *_: Any) -> Images:
+        asked.append(name)
+        raise UnavailableError("mnist could not be fetched: no network")
+
+    monkeypatch.setattr(train, "load", load)
+    with pytest.raises(SystemExit) as stop:
+        small("run")
+    assert stop.value.code == 1
+    assert asked == ["mnist"]
+    assert capsys.readouterr().err == "svdo: all runs on mnist are left out: mnist could not be fetched: no network\n"
+    assert "| 0 of 1 |" in small("render")
 
 
 def test_a_figure_waits_for_every_snapshot_and_replaces_a_copy_without(small: Callable[[str], str], tmp_path: Path) -> None:
@@ -533,11 +553,11 @@ def test_a_mistake_in_an_override_of_all_reports_is_one(svdo_run: Command, tmp_p
     assert (done.returncode, len(done.stderr.splitlines())) == (2, 1)
 
 
-def test_rates_and_accuracies_are_columns() -> None:
+def test_layers_and_accuracies_are_columns() -> None:
     items = [collect.Finding({"layers": [{"rate": 0.2}, {"rate": 0.5}], "train": {"error": 97.5}})]
-    assert collect.measure(items, Column("rates")) == collect.Measured((0.2, 0.5), (0.0, 0.0), 1)
+    assert collect.measure(items, Column("layers.rate")) == collect.Measured((0.2, 0.5), (0.0, 0.0), 1)
     assert collect.measure(items, Column("train.accuracy")) == collect.Measured((2.5,), (0.0,), 1)
-    assert collect.measure([collect.Finding({"layers": [{"rate": None}]})], Column("rates")) is None
+    assert collect.measure([collect.Finding({"layers": [{"rate": None}]})], Column("layers.rate")) is None
 
 
 def test_regularisers_are_drawn_from_what_is_measured(tmp_path: Path) -> None:

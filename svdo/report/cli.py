@@ -10,10 +10,11 @@ import traceback
 from pathlib import Path
 from typing import Any, NoReturn
 
-from .. import console, train
+from .. import console, machine, train
 from ..checkpoint import write_atomically
 from ..cli import exit_status
 from ..config import UserError
+from ..fetch import UnavailableError
 from ..runs import REBUILT, finished
 from . import collect, index, measures, render, spec, watch
 from .collect import Evidence, Planned
@@ -104,7 +105,7 @@ def _plan(evidence: Evidence, brief: bool) -> bool:
     """The commands and the sum of their times; ``brief`` is the sum alone."""
     missing, name = _missing(evidence), evidence.report.name
     records = list(finished(evidence.results_dir))
-    times = [collect.expected_seconds(run.config, records) for run in missing]
+    times = [collect.expected_seconds(run.config, records, machine.device(run.config.runtime).type) for run in missing]
     if not brief:
         for run, seconds in zip(missing, times, strict=True):
             print(f"{run.command}   # {render.minutes(seconds)}")
@@ -130,8 +131,10 @@ def _next(left: list[Planned]) -> Planned:
 
 def _run(evidence: Evidence, brief: bool) -> bool:
     """Several processes that run one report share the work: each takes what no other one is training."""
-    outcomes, tried = [], set()
-    while left := [run for run in _missing(evidence) if run.run.folder not in tried]:
+    outcomes, tried, unavailable = [], set(), {}
+    while left := [
+        run for run in _missing(evidence) if run.run.folder not in tried and run.config.dataset.name not in unavailable
+    ]:
         run = _next(left)
         tried.add(run.run.folder)
         print(f"\n=== {run.command}", flush=True)
@@ -142,6 +145,9 @@ def _run(evidence: Evidence, brief: bool) -> bool:
         outcome: dict[str, Any] = {"overrides": overrides, "id": run.config.id, "label": run.command, "message": ""}
         try:
             outcome["status"], _ = train.execute(run.config)
+        except UnavailableError as error:
+            unavailable[run.config.dataset.name] = str(error)
+            continue
         except Exception as error:  # the next run may do better
             outcome |= {"status": "failed", "message": (str(error).splitlines() or [type(error).__name__])[0]}
             print(f"svdo: {outcome['message']}", file=sys.stderr, flush=True)
@@ -153,13 +159,15 @@ def _run(evidence: Evidence, brief: bool) -> bool:
         if source := watch.source(run):
             watch.save(run.config, watch.watch(run.config, source))
     failed = any(outcome["status"] == "failed" for outcome, _ in outcomes)
-    if _to_measure(evidence) and not failed:
+    for name, reason in unavailable.items():
+        print(f"svdo: all runs on {name} are left out: {reason}", file=sys.stderr, flush=True)
+    if _to_measure(evidence) and not failed and not unavailable:
         measures.measure(evidence)
-    elif not outcomes:
+    elif not outcomes and not unavailable:
         print(f"{evidence.report.name}: everything is done")
     if failed:
         print(f"\n{console.sweep_table([outcome for outcome, _ in outcomes], [run.record for _, run in outcomes])}", flush=True)
-    return failed
+    return failed or bool(unavailable)
 
 
 def _render(evidence: Evidence, brief: bool) -> bool:

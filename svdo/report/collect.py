@@ -176,11 +176,9 @@ def measure(planned: Sequence[Planned | Finding], column: Column) -> Measured | 
 
 def _value(record: Record, key: str) -> list[float]:
     """One number, or several; none where the record is older than the quantity, infinity where nothing is left to divide by."""
-    if key == "layers":
-        return [layer["sparsity"] for layer in record["layers"]]
-    if key == "rates":
-        rates = [layer.get("rate") for layer in record["layers"]]
-        return [] if None in rates else rates
+    if key.startswith("layers."):
+        values = [layer.get(key.removeprefix("layers.")) for layer in record["layers"]]
+        return [] if None in values else values
     if key.endswith(".accuracy"):
         return [100.0 - error for error in _value(record, key.replace("accuracy", "error"))]
     value: Any = record
@@ -205,15 +203,19 @@ def verdict(measured: Measured | None, column: Column, published: Any) -> str:
     return "close" if worse <= column.tolerance * abs(published) else "short"
 
 
-def expected_seconds(config: Config, records: Sequence[Record]) -> float | None:
-    """Time of a run from the epochs of finished runs of its network and data set; None where there are none.
+def expected_seconds(config: Config, records: Sequence[Record], device: str = "cpu") -> float | None:
+    """Time of a run from the epochs of what ``device`` (cpu or cuda) finished of its network and data set; None without.
 
     Where this width was never trained, other widths of the network count, their time taken as proportional to their weights.
     Runs of the same method say more than others; where there are some, they alone count.
     """
     wanted = config.as_dict()
     known = [
-        r for r in records if r["epochs"] and (r["model"], r["config"]["dataset"]) == (config.model.name, wanted["dataset"])
+        r
+        for r in records
+        if r["epochs"]
+        and (r["model"], r["config"]["dataset"]) == (config.model.name, wanted["dataset"])
+        and r["provenance"]["device"].startswith("cpu") == (device == "cpu")
     ]
     alike = [r for r in known if r["config"]["model"] == wanted["model"]]
     factors = {r["id"]: 1.0 for r in alike} or {r["id"]: _weights(config) / r["weights"] for r in known}

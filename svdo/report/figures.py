@@ -12,8 +12,8 @@ import numpy as np
 
 from ..methods import Method
 from ..runs import Run
-from .collect import Evidence, Measured, Planned, measure
-from .spec import Column, Row
+from .collect import Evidence, Measured, Planned, Rows, measure
+from .spec import Column
 
 COLOURS = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#999999"]  # Okabe and Ito
 MARKERS = "osD^vP*X"
@@ -163,72 +163,116 @@ def _frame(above: Any, below: Any, seen: dict[str, np.ndarray], index: int) -> N
 
 
 def width(evidence: Evidence, watched: Sequence[Watched]) -> dict[str, bytes]:
-    """Error of every method, and its sparsity where it has any, over the swept value; published figures hollow."""
-    figure, (axis,) = _subplots(1, width=6.4, height=4.4)
-    right = axis.twinx()
-    swept = [(row, planned) for row, planned in evidence.rows if row.sweep]
-    for number, label in enumerate(dict.fromkeys(row.label for row, _ in swept)):
-        style = _style(number)
-        for key, target, line in (("test.error", axis, "-"), ("sparsity", right, "--")):
-            points = [
-                (_swept(row), measure(planned, Column(key)), row.published.get(key))
-                for row, planned in swept
-                if row.label == label
-            ]
-            ours = [(x, cell) for x, cell, _ in points if cell is not None and (target is axis or cell.means[0])]
-            if ours:
-                values, cells = zip(*ours, strict=True)
-                target.errorbar(
-                    values, [c.means[0] for c in cells], [c.stds[0] for c in cells], linestyle=line, label=label, **style
-                )
-            published = [(x, value) for x, _, value in points if value is not None]
-            if published:
-                target.plot(*zip(*published, strict=True), linestyle="none", markerfacecolor="none", **style)
-    axis.plot([], [], "o", color="black", markerfacecolor="none", label="as published")
-    (key,) = swept[0][0].sweep
-    axis.set(xlabel=key.replace("model.", ""), ylabel="test error, % (lines)")
-    right.set(ylabel="sparsity, % (dashed)")
-    axis.legend(fontsize=7, frameon=False)
+    """Error of every method and, where it removes weights, compression over the swept width; published figures hollow."""
+    sweeps = {group: rows for group, rows in _sweeps(evidence).items() if _known(rows)}
+    figure, axes = _subplots(2, width=5.0, height=3.8, rows=len(sweeps), ratios=(1,) * len(sweeps))
+    for index, (group, rows) in enumerate(sweeps.items()):
+        for axis, column in zip(axes[2 * index : 2 * index + 2], (ERROR, COMPRESSION), strict=True):
+            for number, (label, points) in enumerate(_over(rows, column).items()):
+                ours = [(x, cell) for x, _, cell in points if cell is not None]
+                theirs = [(x, published) for x, published, _ in points if published is not None]
+                if column is COMPRESSION and not theirs and all(cell.means[0] == 1.0 for _, cell in ours):
+                    continue
+                style = {**_style(number), "markersize": 5}
+                if ours:
+                    at, means, stds = zip(*((x, cell.means[0], cell.stds[0]) for x, cell in ours), strict=True)
+                    axis.errorbar(at, means, stds, label=label, **style)
+                if theirs:
+                    axis.plot(*zip(*theirs, strict=True), linestyle=":", markerfacecolor="none", **style)
+            axis.plot([], [], "o:", color="black", markerfacecolor="none", label="as published")
+            axis.set(title=group, xlabel=_swept_key(rows), ylabel="test error, %")
+            axis.grid(alpha=0.3)
+        axis.set(ylabel="compression, |W| / |W ≠ 0|", yscale="log")
+        axis.yaxis.set_major_formatter("{x:g}×")
+        for axis in axes[2 * index : 2 * index + 2]:
+            axis.legend(fontsize=7, frameon=False)
+    return {"png": _png(figure)}
+
+
+def depth(evidence: Evidence, watched: Sequence[Watched]) -> dict[str, bytes]:
+    """Of each network that lost weights, the sparsity of every layer and how many of its units are left, from first to last."""
+    shown = []
+    for row, items in evidence.rows:
+        sparse, units = measure(items, Column("layers.sparsity")), measure(items, Column("layers.outputs"))
+        if sparse and units and any(sparse.means):
+            names = next([layer["name"] for layer in record["layers"]] for item in items if (record := item.record))
+            shown.append((f"{row.label}, {row.group}", names, sparse.means, units.means))
+    figure, (left, right) = _subplots(2, width=5.6, height=3.8)
+    for number, (label, names, sparse_means, unit_means) in enumerate(shown):
+        left.plot(names, sparse_means, label=label, markersize=4, **_style(number))
+        right.plot(names, unit_means, label=label, markersize=4, **_style(number))
+    left.set(ylabel="weights removed, %", ylim=(0, 101))
+    right.set(ylabel="units with a weight left", ylim=(0, None))
+    for axis in (left, right):
+        axis.tick_params(axis="x", labelrotation=60)
+        axis.grid(alpha=0.3)
+        axis.legend(fontsize=7, frameon=False)
     return {"png": _png(figure)}
 
 
 def regularisers(evidence: Evidence, watched: Sequence[Watched]) -> dict[str, bytes]:
     """Error of every method over the swept width, as published where it was and as measured; the dropout rates it learned."""
-    by_label: dict[str, list[tuple[float, float | None, Measured | None, Measured | None]]] = {}
-    learned = set()
-    for row, items in evidence.rows:
-        cells = measure(items, ERROR), measure(items, Column("rates"))
-        by_label.setdefault(row.label, []).append((_swept(row), row.published.get(ERROR.key), *cells))
-        learned |= {row.label for item in items if isinstance(item, Planned) and item.config.method.name.startswith("vd_")}
-    quoted = any(published is not None for points in by_label.values() for _, published, _, _ in points)
+    errors, rates = _over(evidence.rows, ERROR), _over(evidence.rows, Column("layers.rate"))
+    learned = {
+        row.label
+        for row, items in evidence.rows
+        if any(isinstance(item, Planned) and item.config.method.name.startswith("vd_") for item in items)
+    }
+    quoted = any(published is not None for points in errors.values() for _, published, _ in points)
     figure, axes = _subplots(2 + quoted, width=4.4, height=3.8)
-    *errors, rates = axes
-    for number, (label, points) in enumerate(by_label.items()):
+    *above, below = axes
+    for number, label in enumerate(errors):
         style: dict[str, Any] = {"color": COLOURS[number], "marker": MARKERS[number], "markersize": 4}
-        ours = [(x, error) for x, _, error, _ in points if error is not None]
+        ours = [(x, error) for x, _, error in errors[label] if error is not None]
         if quoted:
-            theirs = [(x, published) for x, published, _, _ in points if published is not None]
-            errors[0].plot(*zip(*theirs, strict=True), label=label, **style)
+            theirs = [(x, published) for x, published, _ in errors[label] if published is not None]
+            above[0].plot(*zip(*theirs, strict=True), label=label, **style)
         if ours:
             at, means, stds = zip(*((x, error.means[0], error.stds[0]) for x, error in ours), strict=True)
-            errors[-1].errorbar(at, means, stds, label=label, **style)
-        found = [(x, rate.means[0], sum(rate.means[1:]) / len(rate.means[1:])) for x, _, _, rate in points if rate]
+            above[-1].errorbar(at, means, stds, label=label, **style)
+        found = [(x, rate.means[0], sum(rate.means[1:]) / len(rate.means[1:])) for x, _, rate in rates[label] if rate]
         if found and label in learned:
             at, first, hidden = zip(*found, strict=True)
-            rates.plot(at, hidden, label=f"{label}, later layers", **style)
-            rates.plot(at, first, ":", label=f"{label}, first layer", **style)
-    key = next(iter(evidence.rows[0][0].sweep)).replace("model.", "")
-    for axis, title in zip(errors, (["as published"] if quoted else []) + ["measured"], strict=True):
+            below.plot(at, hidden, label=f"{label}, later layers", **style)
+            below.plot(at, first, ":", label=f"{label}, first layer", **style)
+    key = _swept_key(evidence.rows)
+    for axis, title in zip(above, (["as published"] if quoted else []) + ["measured"], strict=True):
         axis.set(title=title, xlabel=key, ylabel="test error, %")
-    limits = [limit for axis in errors for limit in axis.get_ylim()]
-    for axis in errors:
+    limits = [limit for axis in above for limit in axis.get_ylim()]
+    for axis in above:
         axis.set_ylim(min(limits), max(limits))
-    rates.set(title="learned dropout rates", xlabel=key, ylabel="mean of p = α / (1 + α)", ylim=(0, None))
+    below.set(title="learned dropout rates", xlabel=key, ylabel="mean of p = α / (1 + α)", ylim=(0, None))
     for axis in axes:
         axis.grid(alpha=0.3)
         if axis.get_legend_handles_labels()[0]:
             axis.legend(fontsize=7, frameon=False)
     return {"png": _png(figure)}
+
+
+def _sweeps(evidence: Evidence) -> dict[str, Rows]:
+    """The swept rows of each group, without the swept value in its name."""
+    found: dict[str, Rows] = {}
+    for row, items in evidence.rows:
+        for key, (value,) in row.sweep.items():
+            found.setdefault(row.group.removesuffix(f"{key.split('.')[-1]}={value}").strip(), []).append((row, items))
+    return found
+
+
+def _over(rows: Rows, column: Column) -> dict[str, list[tuple[float, Any, Measured | None]]]:
+    """By label, at each swept value the published figure and ours."""
+    found: dict[str, list[tuple[float, Any, Measured | None]]] = {}
+    for row, items in rows:
+        ((value,),) = row.sweep.values()
+        found.setdefault(row.label, []).append((float(value), row.published.get(column.key), measure(items, column)))
+    return found
+
+
+def _known(rows: Rows) -> bool:
+    return any(row.published or any(item.record for item in items) for row, items in rows)
+
+
+def _swept_key(rows: Rows) -> str:
+    return next(iter(rows[0][0].sweep)).replace("model.", "")
 
 
 def parameterization(evidence: Evidence, watched: Sequence[Watched]) -> dict[str, bytes]:
@@ -289,17 +333,13 @@ def _style(number: int) -> dict[str, Any]:
     return {"color": COLOURS[number % 8], "marker": MARKERS[(number + number // 8) % 8]}
 
 
-def _swept(row: Row) -> float:
-    ((value,),) = row.sweep.values()
-    return float(value)
-
-
 DRAW: dict[str, Draw] = {
     "tradeoff": tradeoff,
     "training": training,
     "log_alpha": log_alpha,
     "thinning": thinning,
     "width": width,
+    "depth": depth,
     "regularisers": regularisers,
     "kl": kl,
     "parameterization": parameterization,

@@ -66,7 +66,7 @@ def _measured(evidence: Evidence, side: Any, group: str) -> Side | None:
     """Ours, written as nothing where it is not measured; None where the group has no such row."""
     if not isinstance(side, list):
         return float(side), f"{side:g}"
-    label, key = side
+    label, key, group = _place(side, group)
     column = next(column for column in evidence.report.columns if column.key == key)
     for row, items in evidence.rows:
         if (row.group, row.label) == (group, label):
@@ -78,11 +78,17 @@ def _measured(evidence: Evidence, side: Any, group: str) -> Side | None:
     return None
 
 
+def _place(side: Any, group: str) -> tuple[str, str, str]:
+    """Label, key and group of a figure."""
+    label, key, *own = side
+    return label, key, own[0] if own else group
+
+
 def _published(evidence: Evidence, side: Any, group: str) -> float | None:
     """The published figure, or the number itself; None where there is none."""
     if not isinstance(side, list):
         return float(side)
-    label, key = side
+    label, key, group = _place(side, group)
     found = (row.published.get(key) for row, _ in evidence.rows if (row.group, row.label) == (group, label))
     return next(found, None)
 

@@ -17,8 +17,7 @@ from ..config import UserError, require
 class Column:
     """One measured quantity: ``key`` is its dotted place in a run's record.
 
-    Or it is ``layers`` for the sparsity and ``rates`` for the mean dropout rate of each layer, or ``x.accuracy`` for what
-    ``x.error`` leaves of 100 %.
+    ``layers.x`` is ``x`` of every layer, and ``x.accuracy`` what ``x.error`` leaves of 100 %.
     """
 
     key: str = MISSING
@@ -62,7 +61,8 @@ class Figure:
 class Claim:
     """A statement of the papers that our figures decide: in every group of rows that has them, ``less`` is below ``more``.
 
-    Each is a number, or a row's label and a column's key; ``group`` names the only group that counts.
+    Each is a number, or a row's label, a column's key and, where it is not the group at hand, the row's group. ``group`` names
+    the only group that counts.
     """
 
     says: str = MISSING
@@ -137,11 +137,11 @@ def _expanded(row: Row) -> list[Row]:
         require(len(figures) == len(values), f"{row.label}: as many published {column} as values of {key} are needed")
     rows = []
     for number, value in enumerate(values):
-        setting = f"{key}={value}"
+        setting, short = f"{key}={value}", f"{key.split('.')[-1]}={value}"
         rows.append(
             replace(
                 row,
-                group=" ".join([row.group, setting.split(".")[-1]]).strip(),
+                group=f"{row.group} {short}".strip(),
                 overrides=None if row.overrides is None else [*row.overrides, setting],
                 parent=None if row.parent is None else [*row.parent, setting],
                 sweep={key: [value]},
