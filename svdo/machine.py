@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import fcntl
+import functools
+import getpass
 import os
 import platform
 import subprocess
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeVar, cast
+from typing import IO, Any, TypeVar, cast
 
 import torch
 
@@ -20,9 +24,9 @@ M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
 
 
 def device(runtime: RuntimeConfig) -> torch.device:
-    """The device that ``runtime`` names; raises ``UserError`` where it cannot be used."""
+    """The device that ``runtime`` names, auto being a GPU of this process's own; raises ``UserError`` where there is none."""
     if runtime.device == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        return _gpu()[0] if torch.cuda.is_available() else torch.device("cpu")
     try:
         chosen = torch.device(runtime.device)
         if chosen.type not in ("cpu", "cuda"):
@@ -31,6 +35,20 @@ def device(runtime: RuntimeConfig) -> torch.device:
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         raise UserError(f"runtime.device={runtime.device} cannot be used: {str(error).splitlines()[0]}") from None
     return chosen
+
+
+@functools.cache
+def _gpu() -> tuple[torch.device, IO[str] | None]:
+    """The first GPU that no other svdo process of this user has, and the lock that keeps it; where all are taken, the first."""
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES", "all").replace("/", "_")
+    for number in range(torch.cuda.device_count()):
+        path = Path(tempfile.gettempdir()) / f"svdo-{getpass.getuser()}-gpu-{number}-of-{visible}.lock"
+        lock = open(path, "w")  # noqa: SIM115 - held for as long as the process lives
+        with contextlib.suppress(BlockingIOError):
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return torch.device("cuda", number), lock
+        lock.close()
+    return torch.device("cuda", 0), None
 
 
 def keep_freed_memory() -> None:

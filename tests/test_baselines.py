@@ -30,7 +30,7 @@ def set_weight(layer: nn.Module, values: Tensor) -> None:
         layer.weight.copy_(values)
 
 
-@pytest.mark.parametrize(("share", "steps"), itertools.product([0.0, 0.1, 1 / 3, 0.5, 0.999, 1.0], [1, 2, 7, 100]))
+@pytest.mark.parametrize(("share", "steps"), list(itertools.product([0.0, 0.1, 1 / 3, 0.5, 0.999, 1.0], [1, 2, 7, 100])))
 def test_every_share_of_training_is_reached_exactly_once(share: float, steps: int) -> None:
     reached = [step for step in range(steps + 1) if schedule.reached(share, step, steps)]
     assert reached == [math.ceil(share * steps)]

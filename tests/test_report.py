@@ -500,7 +500,9 @@ def test_time_and_memory_of_each_estimator_are_measured(monkeypatch: pytest.Monk
     assert found["local"][0]["times_local"] == 1.0
     assert all(record["epoch_seconds"] > 0.0 for (record,) in found.values())
     drawn = 10 * 784 * 200 * 4 / 2**20  # the weights of the first layer for ten examples: deviations and weights at least
-    assert found["separate"][0]["memory"] > 2 * drawn > found["single"][0]["memory"] > found["none"][0]["memory"] > 0.0
+    memory = {name: record["memory"] for name, (record,) in found.items()}
+    assert memory["separate"] > 2 * drawn > max(memory["single"], memory["none"])
+    assert min(memory.values()) > 0.0
 
 
 def test_a_claim_is_judged_group_by_group(report: spec.Report, tmp_path: Path) -> None:

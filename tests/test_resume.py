@@ -12,6 +12,7 @@ import pytest
 from conftest import SMALL, start
 
 from svdo.compose import compose
+from svdo.config import Config
 from svdo.runs import Run
 from svdo.train import execute
 
@@ -19,9 +20,9 @@ from svdo.train import execute
 RUN = [*SMALL, "dataset.subset=12000", "dataset.validation=500", "train.averaging=0.99"]
 
 
-def measured(folder: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """The record and the epochs, without times and provenance."""
-    run = Run(folder / "results", compose(RUN).id)
+def measured(folder: Path, config: Config | None = None) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """The record and the epochs of RUN or another run, without times and provenance."""
+    run = Run(folder / "results", (config or compose(RUN)).id)
     record = run.result()
     assert record is not None
     epochs = run.epochs()
@@ -67,6 +68,31 @@ def test_an_interrupted_run_ends_as_if_it_had_not_been(tmp_path: Path, whole: An
     assert "resuming at epoch" in out
     assert measured(tmp_path) == whole
     assert not [path for path in tmp_path.rglob("*") if path.name in ("checkpoint.pt", "outputs") or path.suffix == ".tmp"]
+
+
+@pytest.mark.slow
+def test_a_sweep_killed_twice_ends_with_the_records_of_one_that_was_not(tmp_path: Path) -> None:
+    small = [*SMALL, "dataset.subset=6000"]
+    sweep = ["-m", *small, "method=binary,sparsevd", "model.width=8,16"]
+    found = []
+    for name, kills in (("whole", 0), ("killed", 2)):
+        folder = tmp_path / name
+        folder.mkdir()
+        for _ in range(kills):
+            process = start(folder, *sweep)
+            records = len(list(folder.rglob("result.json")))
+            while process.poll() is None and len(list(folder.rglob("result.json"))) == records:
+                time.sleep(0.01)
+            time.sleep(random.uniform(0.1, 1.0))  # somewhere in the next run
+            process.kill()
+            assert process.wait() == -signal.SIGKILL
+        process = start(folder, *sweep)
+        out, err = process.communicate(timeout=240)
+        assert process.returncode == 0, err
+        assert "0 failed" in out
+        configs = [compose([*small, f"method={m}", f"model.width={w}"]) for m in ("binary", "sparsevd") for w in (8, 16)]
+        found.append([measured(folder, config) for config in configs])
+    assert found[0] == found[1]
 
 
 def test_of_two_processes_one_trains_and_the_other_waits(tmp_path: Path, whole: Any) -> None:

@@ -9,9 +9,9 @@ import torch
 from conftest import SMALL
 
 import svdo
-from svdo import train
+from svdo import machine, train
 from svdo.compose import compose
-from svdo.config import TrainConfig, UserError
+from svdo.config import RuntimeConfig, TrainConfig, UserError
 from svdo.evaluate import evaluate
 from svdo.fetch import Images
 from svdo.layers import Noise
@@ -23,6 +23,23 @@ QUICK = [*SMALL, "train.epochs=1", "dataset.subset=400"]
 
 def execute(tmp_path: Path, *overrides: str) -> tuple[str, dict[str, Any]]:
     return train.execute(compose([*QUICK, f"results_dir={tmp_path}", *overrides]))
+
+
+def test_each_process_takes_a_gpu_of_its_own_while_there_are_any(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(machine.tempfile, "gettempdir", lambda: str(tmp_path))
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    held = []
+    for _ in range(3):  # the lock is the file's, so forgetting the choice makes this process another one
+        machine._gpu.cache_clear()
+        held.append(machine._gpu())
+        assert machine.device(RuntimeConfig()) == held[-1][0]
+    assert [str(device) for device, _ in held] == ["cuda:0", "cuda:1", "cuda:0"]
+    assert held[0][1] is not None
+    held[0][1].close()
+    machine._gpu.cache_clear()
+    assert str(machine.device(RuntimeConfig())) == "cuda:0"
+    machine._gpu.cache_clear()
 
 
 def test_weight_decay_touches_matrices_and_filters_alone() -> None:
