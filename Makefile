@@ -31,7 +31,7 @@ test: $(STAMP)  ## lint, type check and the tests
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/pytest
+	$(BIN)/pytest --numprocesses auto --maxprocesses 4
 
 test-slow: $(STAMP)  ## the slow tests and those that fetch data
 	$(BIN)/pytest -m 'slow or network'
