@@ -69,7 +69,8 @@ def sparsity(module: nn.Module) -> list[LayerSparsity]:
 def evaluation_weights(module: nn.Module) -> dict[str, Tensor]:
     """The weights that evaluation uses, 0 where removed, by the dotted name of their layer."""
     return {
-        name: layer.pruned_weight() if isinstance(layer, NoisyLayer) else layer.weight for name, layer in weight_layers(module)
+        name: (layer.pruned_weight() if isinstance(layer, NoisyLayer) else layer.weight).detach()
+        for name, layer in weight_layers(module)
     }
 
 

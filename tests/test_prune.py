@@ -83,6 +83,13 @@ def test_a_unit_is_left_while_a_weight_leaves_or_reaches_it() -> None:
     assert [(s.nonzero, s.inputs, s.outputs) for s in svdo.sparsity(net)] == [(3, 2, 1), (2, 1, 2)]
 
 
+@pytest.mark.parametrize("method", ["none", "vd_b", "sparsevd"])
+def test_evaluation_weights_are_plain_tensors(method: str) -> None:
+    weights = prune.evaluation_weights(svdo.convert(network(), method))
+    assert list(weights) == ["conv", "fc"]
+    assert not any(weight.requires_grad for weight in weights.values())
+
+
 def test_plain_layers_count_too_and_have_no_mask() -> None:
     model = svdo.convert(network(), "sparsevd", exclude=["conv"])
     with_log_alpha(model, "fc", [5.0])

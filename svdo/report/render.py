@@ -23,7 +23,8 @@ def table(report: Report, collected: Rows) -> tuple[list[str], list[list[str]]]:
     headers = [*named, "method"]
     for column in report.columns:
         headers += [f"{column.label}, published"] * (column.key in quoted) + [f"{column.label}, measured"]
-    headers += ["runs", "core-minutes"]
+    timed = any(isinstance(item, Planned) for _, items in collected for item in items)  # a measurement is timed as a whole
+    headers += ["runs"] + ["core-minutes"] * timed
     rows = []
     for row, planned in collected:
         cells = [row.group] * len(named) + [row.label]
@@ -31,7 +32,7 @@ def table(report: Report, collected: Rows) -> tuple[list[str], list[list[str]]]:
             cells += [_published(row.published.get(column.key), column)] * (column.key in quoted)
             cells.append(measured_text(measure(planned, column), column))
         done = [record for run in planned if (record := run.record) is not None]
-        cells += [f"{len(done)} of {len(planned)}" if planned else "quoted", core_minutes(done)]
+        cells += [f"{len(done)} of {len(planned)}" if planned else "quoted"] + [core_minutes(done)] * timed
         rows.append(cells)
     return headers, rows
 
@@ -57,7 +58,7 @@ def markdown(report: Report, collected: Rows) -> str:
         parts += ["Published figures, as quoted:", "\n".join(sources)]
     ids = []
     for row, items in collected:
-        names = [f"`{record['id']}`" for item in items if (record := item.record) is not None]
+        names = dict.fromkeys(f"`{record['id']}`" for item in items if (record := item.record) is not None)
         ids += [f"- {_label(row)}: " + ", ".join(names)] if names else []
     if ids:
         kept = f"measured/{report.name}.json" if any(row.measured for row, _ in collected) else "runs/<id>/result.json"
