@@ -7,8 +7,9 @@ for layer in svdo.sparsity(model): ...
 
 from .config import UserError
 from .conversion import advance, convert, kl
+from .evaluate import reestimate_batch_norm
 from .layers import sampling
-from .prune import LayerSparsity, at_threshold, compression, masks, sparsity, storage
+from .prune import LayerSparsity, at_threshold, compression, evaluation_weights, masks, sparsity, storage
 
 __all__ = [
     "LayerSparsity",
@@ -17,8 +18,10 @@ __all__ = [
     "at_threshold",
     "compression",
     "convert",
+    "evaluation_weights",
     "kl",
     "masks",
+    "reestimate_batch_norm",
     "sampling",
     "sparsity",
     "storage",

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -81,11 +83,12 @@ def auroc(inside: Tensor, outside: Tensor) -> float:
 
 
 @torch.no_grad()
-def reestimate_batch_norm(model: nn.Module, split: Split) -> bool:
-    """Set the running means and variances of batch norm to those of the thresholded mean network over ``split``.
+def reestimate_batch_norm(model: nn.Module, batches: Iterable[Tensor]) -> bool:
+    """Set the running means and variances of batch norm to those of the thresholded mean network over ``batches`` of inputs.
 
     Training sees activations with noise and with the weights that are removed later, so its running statistics are not those of
-    the network that is evaluated. Returns whether there was a batch norm; the model's modes are kept.
+    the network that is evaluated. All batches count alike; one smaller than the first is left out. Returns whether there was a
+    batch norm. The model's modes are kept.
     """
     norms = [module for module in model.modules() if isinstance(module, nn.BatchNorm2d | nn.BatchNorm1d)]
     norms = [norm for norm in norms if norm.track_running_stats]
@@ -97,10 +100,12 @@ def reestimate_batch_norm(model: nn.Module, split: Split) -> bool:
     try:
         for norm in norms:
             norm.reset_running_stats()
-            norm.momentum = None  # a plain average over chunks
+            norm.momentum = None  # a plain average over batches
             norm.train()
-        for x, _ in split.chunks(CHUNK):
-            if len(x) == min(CHUNK, len(split)):  # a smaller last chunk would weigh as much as a whole one
+        size = 0
+        for x in batches:
+            size = size or len(x)
+            if len(x) >= size:
                 model(x)
     finally:
         for norm, momentum in zip(norms, momenta, strict=True):

@@ -125,7 +125,7 @@ class LeNet5(Model):
 class ConvNet(Model):
     """The small convolutional net of the 2015 paper with every width scaled by ``k``: a reconstruction.
 
-    As remembered, the paper names strides, widths and softplus; kernels of 5 x 5, padding and start are ours.
+    As recalled, the paper names strides, widths and softplus; kernels of 5 x 5, padding and start are ours.
     """
 
     name: str = "convnet"

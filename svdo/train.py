@@ -23,7 +23,7 @@ from . import checkpoint, console, machine, schedule
 from .config import Config, TrainConfig, UserError, require
 from .conversion import advance, convert, kl
 from .data import Data, prepare
-from .evaluate import evaluate, reestimate_batch_norm
+from .evaluate import CHUNK, evaluate, reestimate_batch_norm
 from .fetch import load
 from .layers import Noise, dropout_rates, noisy_layers, weight_layers
 from .methods import Method
@@ -158,7 +158,7 @@ class Training:
                 self._epoch(steps, bar, clock)
                 lr, _, weight = self._rates(progress.epoch, steps - 1, steps)
                 if self.averaged:
-                    reestimate_batch_norm(self.averaged, data.train)
+                    reestimate_batch_norm(self.averaged, data.train.inputs(CHUNK))
                 error = evaluate(self.evaluated, held_out)["error"]
                 with torch.no_grad():
                     divergence = kl(self.evaluated).item()
@@ -290,7 +290,7 @@ class Training:
             torch.manual_seed(config.seed)
             others["test_sampled"] = {"samples": SAMPLES, **evaluate(model, data.test, samples=SAMPLES)}
         before = evaluate(model, data.test)
-        if reestimate_batch_norm(model, data.train):
+        if reestimate_batch_norm(model, data.train.inputs(CHUNK)):
             others["test_running_statistics"] = before
         if lines := self.run.epochs():
             others["objective"] = lines[(self.progress.best_epoch or len(lines)) - 1]["train_loss"]

@@ -65,6 +65,17 @@ def test_every_file_of_conf_is_reachable_as_a_choice() -> None:
     assert {str(path.relative_to(CONF)) for path in CONF.rglob("*.yaml")} == reachable
 
 
+def test_the_help_names_every_choice() -> None:
+    text = (CONF / "config.yaml").read_text()
+    for group, names in (("model", options("model")), ("method", sorted(METHODS)), ("dataset", options("dataset"))):
+        assert f" {group}: {', '.join(names)}\n" in text
+    authors, dense, fast = (set(options(f"train/{name}")) for name in ("authors", "dense", "fast"))
+    (without,) = authors - dense
+    line = f"authors; dense (for methods without a KL; not {without}); fast (for the others; {', '.join(sorted(fast))})"
+    assert f" train: {line}\n" in text
+    assert options("train") == ["authors", "dense", "fast"]
+
+
 def test_conf_is_data_and_names_no_code_but_the_sweep_table() -> None:
     def targets(node: object) -> list[str]:
         if isinstance(node, dict):

@@ -287,7 +287,7 @@ def test_without_matplotlib_tables_are_rendered_and_figures_named(
     assert "figure seen stays as it is: svdo-report run has not looked at" in small("render")
     small("run")
     monkeypatch.setitem(sys.modules, "matplotlib", None)
-    assert "pip install 'svdo[plot]' draws it" in small("render")
+    assert "pip install '.[plot]' draws it" in small("render")
     assert (tmp_path / "results" / "tables" / "small.md").exists()
     assert not list((tmp_path / "results" / "figures").glob("*.png"))
 
@@ -517,15 +517,18 @@ def test_a_claim_is_judged_group_by_group(report: spec.Report, tmp_path: Path) -
     def judged(less: Any, more: Any, group: str = "") -> tuple[str, str, str]:
         return index.judged(evidence, spec.Claim("it is so", less, more, group))
 
-    part = "1.90 ± 0.14 (2 of 3 runs)"
-    assert judged(68, ratio, "LeNet-300-100") == ("**no**", "yes", "68 < 71 ± 1 (2 of 3 runs)")
-    assert judged(error, 1.9, "LeNet-300-100") == ("**no**", "**no**", f"{part} ≥ 1.9")
+    part = "Sparse VD 1.90 ± 0.14 (2 of 3 runs)"
+    assert judged(68, ratio, "LeNet-300-100") == ("**no**", "yes", "68 < Sparse VD 71 ± 1 (2 of 3 runs)")
+    assert judged(error, 1.7, "LeNet-300-100") == ("**no**", "**no**", f"{part} ≥ 1.7")
+    assert judged(error, 1.93, "LeNet-300-100")[1] == judged(error, 1.87, "LeNet-300-100")[1] == "within the spread"
     assert judged(error, 1.93, "third") == ("yes", "not measured yet", "")
     assert judged(error, ["SWS", "test.error"]) == ("yes", "not measured yet", "")  # quoted only
     assert judged(error, 5) == ("yes", "yes (1 not measured yet)", f"LeNet-300-100: {part} < 5; other: {part} < 5")
+    assert judged([*error, "LeNet-300-100"], 5, "third")[1] == "yes"  # one side of another group
     unlike = replace(rows[1][0], published={"test.error": 6.0})
     evidence = replace(evidence, rows=[*rows, *((replace(unlike, group="other"), items) for row, items in rows[1:])])
     assert judged(error, 5)[:2] == ("in 1 of 2", "yes")
+    assert index._word([True, False, None]) == "in 1 of 3, 1 within the spread"
 
 
 @pytest.mark.parametrize("name", spec.names())

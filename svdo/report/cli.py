@@ -213,7 +213,7 @@ def _drawn(evidence: Evidence) -> dict[Path, bytes]:
             for suffix, content in drawing.DRAW[figure.draw](evidence, watched).items():
                 files[evidence.results_dir / "figures" / f"{figure.name}.{suffix}"] = content
         except ImportError as error:
-            print(f"figure {figure.name} stays as it is: {error}; pip install 'svdo[plot]' draws it")
+            print(f"figure {figure.name} stays as it is: {error}; pip install '.[plot]' draws it")
     return files
 
 

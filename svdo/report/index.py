@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,28 +17,52 @@ from .spec import Claim
 INTRODUCTION = """\
 # What was measured
 
-Claims of the two papers, or of their figures, and what our own runs say of them: *Variational Dropout and the Local
-Reparameterization Trick* (Kingma, Salimans, Welling 2015), *Variational Dropout Sparsifies Deep Neural Networks* (Molchanov,
-Ashukha, Vetrov 2017). `svdo-report render all` writes this page from the records in `runs/` and `measured/`."""
+Claims of *Variational Dropout and the Local Reparameterization Trick* (Kingma, Salimans, Welling 2015) and of *Variational
+Dropout Sparsifies Deep Neural Networks* (Molchanov, Ashukha, Vetrov 2017), or of their figures, and what our own runs say of
+them: {decided} of {claims} are measured. `svdo-report render all` writes this page from the records in `runs/` and `measured/`.
 
-Side = tuple[float, str]  # a figure and how it is written
+A claim holds where means over seeds are in its order, and stays undecided where they are nearer to each other than the larger
+of their standard deviations. A bound such as 67.5 is the least that rounds to the published 68."""
+OWN = "Questions that the papers do not ask:"
+VERDICTS = """\
+Below, a published figure is *reached* where ours is at least as good at the digits shown, *close* where it is at most a tenth
+worse, *short* where it is worse than that, and *open* where ours is not measured."""
+TIE, UNKNOWN = "within the spread", "not measured yet"
+
+
+@dataclass(frozen=True)
+class Side:
+    """One figure of a claim: its mean and spread, and how it is written, which is nothing while it is not measured."""
+
+    mean: float
+    text: str
+    std: float = 0.0
 
 
 def page(reports: Sequence[Evidence]) -> dict[Path, bytes]:
     """The file, by its path."""
     reports = sorted(reports, key=lambda evidence: evidence.report.place)
+    papers, ours = ([item for item in reports if item.report.own == own] for own in (False, True))
+    claims = _claims(papers)
+    decided = sum(not row[2].startswith(UNKNOWN) for row in claims)
     toy = ["# Toy settings: no figure here can be compared with anything"] * any(item.report.quick for item in reports)
-    claims = [
-        [claim.says, *judged(evidence, claim), _link(evidence)] for evidence in reports for claim in evidence.report.claims
-    ]
     headers = ["claim", "in the published figures", "in ours", "measured", "table"]
-    parts = [*toy, INTRODUCTION, tabulate(claims, headers, tablefmt="github", disable_numparse=True)]
+    parts = [*toy, INTRODUCTION.format(decided=decided, claims=len(claims))]
+    parts.append(tabulate(claims, headers, tablefmt="github", disable_numparse=True))
+    if others := [[says, *rest] for says, _, *rest in _claims(ours)]:
+        parts += [OWN, tabulate(others, [headers[0], *headers[2:]], tablefmt="github", disable_numparse=True)]
+    parts.append(VERDICTS)
     for evidence in reports:
-        report = evidence.report
-        figures = [f"figures/{figure.name}.png" for figure, _ in evidence.figures]
-        shown = [f"![{report.title}]({path})" for path in figures if (evidence.results_dir / path).exists()]
-        parts += [f"## {report.title}", _status(evidence), *shown]
+        parts += [f"## {evidence.report.title}", _status(evidence)]
+        for figure, _ in evidence.figures:
+            path = f"figures/{figure.name}.png"
+            if (evidence.results_dir / path).exists():
+                parts += [f"![{figure.caption or evidence.report.title}]({path})"] + [figure.caption] * bool(figure.caption)
     return {evidence.results_dir / "README.md": ("\n\n".join(parts) + "\n").encode() for evidence in reports[:1]}
+
+
+def _claims(reports: Sequence[Evidence]) -> list[list[str]]:
+    return [[claim.says, *judged(evidence, claim), _link(evidence)] for evidence in reports for claim in evidence.report.claims]
 
 
 def judged(evidence: Evidence, claim: Claim) -> tuple[str, str, str]:
@@ -46,35 +71,39 @@ def judged(evidence: Evidence, claim: Claim) -> tuple[str, str, str]:
     quoted = [(_published(evidence, claim.less, group), _published(evidence, claim.more, group)) for group in groups]
     sides = [(group, _measured(evidence, claim.less, group), _measured(evidence, claim.more, group)) for group in groups]
     both = [(group, less, more) for group, less, more in sides if less is not None and more is not None]
-    known = [(group, less, more) for group, less, more in both if less[1] and more[1]]
+    known = [(group, less, more) for group, less, more in both if less.text and more.text]
     published = [less < more for less, more in quoted if less is not None and more is not None]
-    word = _word([less[0] < more[0] for _, less, more in known]) or "not measured yet"
+    held = [None if abs(less.mean - more.mean) < max(less.std, more.std) else less.mean < more.mean for _, less, more in known]
+    word = _word(held) or UNKNOWN
     if 0 < len(known) < len(both):
-        word += f" ({len(both) - len(known)} not measured yet)"
+        word += f" ({len(both) - len(known)} {UNKNOWN})"
     named = len(both) > 1
-    figures = [f"{group}: " * named + f"{less[1]} {'<' if less[0] < more[0] else '≥'} {more[1]}" for group, less, more in known]
+    figures = [
+        f"{group}: " * named + f"{less.text} {'<' if less.mean < more.mean else '≥'} {more.text}" for group, less, more in known
+    ]
     return _word(published), word, "; ".join(figures)
 
 
-def _word(held: Sequence[bool]) -> str:
-    if not held:
-        return ""
-    return {len(held): "yes", 0: "**no**"}.get(sum(held), f"in {sum(held)} of {len(held)}")
+def _word(held: Sequence[bool | None]) -> str:
+    if len(set(held)) == 1:
+        return {True: "yes", False: "**no**", None: TIE}[held[0]]
+    ties = f", {held.count(None)} {TIE}" * (None in held)
+    return f"in {held.count(True)} of {len(held)}{ties}" if held else ""
 
 
 def _measured(evidence: Evidence, side: Any, group: str) -> Side | None:
     """Ours, written as nothing where it is not measured; None where the group has no such row."""
     if not isinstance(side, list):
-        return float(side), f"{side:g}"
+        return Side(float(side), f"{side:g}")
     label, key, group = _place(side, group)
     column = next(column for column in evidence.report.columns if column.key == key)
     for row, items in evidence.rows:
         if (row.group, row.label) == (group, label):
             found = measure(items, column)
             if found is None:
-                return 0.0, ""
+                return Side(0.0, "")
             part = f" ({found.n} of {len(items)} runs)" if found.n < len(items) else ""
-            return found.means[0], render.measured_text(found, column) + part
+            return Side(found.means[0], f"{label} {render.measured_text(found, column)}{part}", found.stds[0])
     return None
 
 

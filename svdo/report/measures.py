@@ -75,7 +75,7 @@ def measure(evidence: Evidence) -> None:
     try:
         found = MEASURES[report.measure](networks, evidence.data_dir, TOY if report.quick else Effort())
     except ImportError as error:
-        raise UserError(f"measuring {report.measure} needs more: {error}; pip install 'svdo[plot]'") from None
+        raise UserError(f"measuring {report.measure} needs more: {error}; pip install '.[plot]'") from None
     seconds = round(time.perf_counter() - clock, 3)
     provenance = machine.provenance(evidence.runtime, torch.device("cpu"), started)
     for row in {row.measured for row in report.rows if row.measured}:

@@ -55,6 +55,7 @@ class Figure:
     name: str = MISSING
     draw: str = MISSING
     runs: list[list[str]] = field(default_factory=list)
+    caption: str = ""
 
 
 @dataclass
@@ -91,6 +92,7 @@ class Report:
     claims: list[Claim] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     place: int = 0  # among the reports of results/README.md
+    own: bool = False  # its claims answer questions of ours, not the papers'
     quick: bool = False
 
 

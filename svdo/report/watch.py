@@ -59,7 +59,7 @@ def watch(config: Config, run: Run) -> dict[str, np.ndarray]:
             seen[key] = _half(weights if dimensions == 4 else weights[:, : PIECE[0], : PIECE[1]])
     model, data = train.trained(config, run)
     layers = [(name, layer.noise.log_alpha(layer.weight)) for name, layer in noisy_layers(model)]
-    counts = [np.histogram(values.detach().clamp(BINS[0], BINS[-1]), BINS)[0] for _, values in layers if values is not None]
+    counts = [_counts(values.detach().flatten().numpy()) for _, values in layers if values is not None]
     seen |= {"layers": np.array([name for name, _ in layers]), "log_alpha": np.stack(counts), "bins": BINS}
     errors, compressions = [], []
     for threshold in THRESHOLDS:
@@ -87,6 +87,11 @@ def load(config: Config) -> dict[str, np.ndarray] | None:
             return dict(kept)
     except Exception as error:  # a damaged archive can fail anywhere in zipfile, zlib or numpy
         raise UserError(f"{path} cannot be read ({error}); restore it, or delete it to look at the run anew") from None
+
+
+def _counts(values: np.ndarray) -> np.ndarray:
+    """Values per bin, its upper edge included, so that alpha <= 1 ends at log alpha = 0."""
+    return np.histogram(-values.clip(BINS[0], BINS[-1]), -BINS[::-1])[0][::-1]
 
 
 def _half(values: Tensor) -> np.ndarray:
