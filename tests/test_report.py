@@ -308,6 +308,8 @@ def test_a_sweep_stands_for_a_row_per_value_and_is_drawn_over_it(tmp_path: Path)
         drawn = figures.DRAW[draw](evidence_of(collected, tmp_path), [])["png"]
         assert drawn.startswith(b"\x89PNG")
         assert drawn != figures.DRAW[draw](evidence_of(collected[:1], tmp_path), [])["png"]
+    dense = [(row, [replace(run, config=compose([*base, "method=none"])) for run in items]) for row, items in collected]
+    assert figures.DRAW["depth"](evidence_of(dense, tmp_path), []) == {}
     assert spec._expanded(sweep) == [sweep]
 
 

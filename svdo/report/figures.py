@@ -197,6 +197,8 @@ def depth(evidence: Evidence, watched: Sequence[Watched]) -> dict[str, bytes]:
         if sparse and units and any(sparse.means):
             names = next([layer["name"] for layer in record["layers"]] for item in items if (record := item.record))
             shown.append((f"{row.label}, {row.group}", names, sparse.means, units.means))
+    if not shown:
+        return {}
     figure, (left, right) = _subplots(2, width=5.6, height=3.8)
     for number, (label, names, sparse_means, unit_means) in enumerate(shown):
         left.plot(names, sparse_means, label=label, markersize=4, **_style(number))
@@ -222,7 +224,7 @@ def regularisers(evidence: Evidence, watched: Sequence[Watched]) -> dict[str, by
     figure, axes = _subplots(2 + quoted, width=4.4, height=3.8)
     *above, below = axes
     for number, label in enumerate(errors):
-        style: dict[str, Any] = {"color": COLOURS[number], "marker": MARKERS[number], "markersize": 4}
+        style: dict[str, Any] = {**_style(number), "markersize": 4}
         ours = [(x, error) for x, _, error in errors[label] if error is not None]
         if quoted:
             theirs = [(x, published) for x, published, _ in errors[label] if published is not None]
