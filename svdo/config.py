@@ -77,6 +77,7 @@ class TrainConfig:
     kl_full: float = 0.1  # then grows linearly to kl_peak at this share,
     kl_peak: float = 1.0  # from which
     kl_settled: float = 1.0  # it falls linearly to 1 at this one
+    kl_weight: float = 1.0  # all of that counts so many times: 1 is the papers' bound, less keeps more weights
     noise_lr: float = 1.0  # noise parameters learn at so many times lr,
     noise_waits: bool = False  # and that times the warm-up, 0 to 1: not at all before the KL acts
     momentum: float = 0.9  # Adam's beta 1, or SGD's momentum
@@ -92,9 +93,10 @@ class TrainConfig:
         _at_least("train.lr", self.lr, 0.0)
         _at_least("train.weight_decay", self.weight_decay, 0.0)
         _at_least("train.noise_lr", self.noise_lr, 0.0)
+        _at_least("train.kl_weight", self.kl_weight, 0.0)
         for key in ("lr_flat", "kl_start", "kl_full", "kl_settled"):
             _between(f"train.{key}", getattr(self, key), 0.0, 1.0)
-        for key in ("lr", "noise_lr"):
+        for key in ("lr", "noise_lr", "kl_weight"):
             require(math.isfinite(getattr(self, key)), f"train.{key}={getattr(self, key)} is not a finite number")
         for key in ("momentum", "averaging"):
             value = getattr(self, key)

@@ -233,7 +233,7 @@ class Training:
         share = (epoch + step / steps) / train.epochs
         lr = train.lr * schedule.learning_rate_factor(share, train.lr_flat)
         warmth = schedule.kl_weight(share, train.kl_start, train.kl_full)
-        weight = schedule.kl_weight(share, train.kl_start, train.kl_full, train.kl_peak, train.kl_settled)
+        weight = train.kl_weight * schedule.kl_weight(share, train.kl_start, train.kl_full, train.kl_peak, train.kl_settled)
         return lr, train.noise_lr * (lr * warmth if train.noise_waits else lr), weight
 
     def _save(self) -> None:
