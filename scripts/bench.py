@@ -168,10 +168,17 @@ def feed() -> dict[str, float]:
     return seconds
 
 
-def epoch(name: str, method: str) -> float:
+def epoch(name: str, method: str, device: torch.device) -> float:
     """Seconds of one epoch on MNIST from end to end: feed, steps, evaluation, logging and checkpoint, as svdo-run does it."""
     with tempfile.TemporaryDirectory() as folder:
-        overrides = [f"model={name}", f"method={method}", "train.epochs=1", "train.kl_full=0", "train.kl_start=0"]
+        overrides = [
+            f"model={name}",
+            f"method={method}",
+            "train.epochs=1",
+            "train.kl_full=0",
+            "train.kl_start=0",
+            f"runtime.device={device}",
+        ]
         config = compose([*overrides, "runtime.progress=false", f"results_dir={folder}"])
         with contextlib.redirect_stdout(io.StringIO()):
             train.execute(config)
@@ -186,8 +193,8 @@ def _high_water() -> float:
 
 
 def peak_memory(name: str, kind: str) -> float:
-    """MiB that a fresh process needs at most for three such steps, beyond torch and the library themselves."""
-    command = [sys.executable, __file__, "--memory-of", name, kind]
+    """MiB that a fresh process needs at most for three such steps on the CPU, beyond torch and the library themselves."""
+    command = [sys.executable, __file__, "--device", "cpu", "--memory-of", name, kind]
     return float(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
 
 
@@ -252,13 +259,16 @@ def main() -> None:
     """Measure, print, write."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
     parser.add_argument("--device", default="auto")
-    parser.add_argument("--networks", help=f"of: {', '.join(NETWORKS)} (default: all on a GPU, else all but the last)")
+    parser.add_argument("--networks", nargs="+", choices=list(NETWORKS), help="default: all on a GPU, else all but the last")
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--results-dir", type=Path, default=Path("results"))
     parser.add_argument("--compile", action="store_true", help="time compiled steps, too (the default on a GPU)")
     parser.add_argument("--memory-of", nargs=2, metavar=("NETWORK", "STEP"), help="print the peak memory of one kind of step")
     arguments = parser.parse_args()
-    device = machine.device(svdo.config.RuntimeConfig(device=arguments.device))
+    try:
+        device = machine.device(svdo.config.RuntimeConfig(device=arguments.device))
+    except svdo.UserError as error:
+        parser.error(str(error))
     torch.set_num_threads(1)
     torch.set_flush_denormal(True)
     machine.keep_freed_memory()
@@ -274,13 +284,13 @@ def main() -> None:
     kinds = ["dense", "dense+", "binary", "sparsevd", "sparsevd bf16_variance", "sparsevd bf16"]
     kinds += ["sparsevd compiled"] * (arguments.compile or device.type == "cuda")
     results, memory = {}, {}
-    names = arguments.networks.split(",") if arguments.networks else list(NETWORKS)[: None if device.type == "cuda" else -1]
+    names = arguments.networks or list(NETWORKS)[: None if device.type == "cuda" else -1]
     for name in names:
         steps = {kind: training_step(name, kind, device) for kind in kinds} | {"products alone": products_alone(name, device)}
         results[name] = timed(steps, NETWORKS[name][2], arguments.rounds, device)
         memory[name] = {kind: peak_memory(name, kind) for kind in kinds} if device.type == "cpu" else {}
     epochs = {
-        name: {method: epoch(name, method) for method in ("none", "sparsevd")}
+        name: {method: epoch(name, method, device) for method in ("none", "sparsevd")}
         for name in ("lenet300", "lenet5")
         if name in results
     }

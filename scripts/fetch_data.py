@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from pathlib import Path
 
@@ -14,7 +15,9 @@ def main() -> int:
     """Run the command line; return its exit status."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("name", choices=DATASETS)
-    parser.add_argument("--data-dir", type=Path, default=Path(Config.data_dir), help="default: %(default)s")
+    parser.add_argument(
+        "--data-dir", type=Path, default=Path(os.environ.get("SVDO_DATA", Config.data_dir)), help="default: %(default)s"
+    )
     chosen = parser.parse_args()
     try:
         images = load(chosen.name, chosen.data_dir)

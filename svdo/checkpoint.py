@@ -33,8 +33,8 @@ def save(path: Path, state: dict[str, Any]) -> None:
     write_atomically(path, lambda file: torch.save(state, file))
 
 
-def load(path: Path, device: torch.device | str = "cpu") -> dict[str, Any]:
-    """What ``save`` wrote, on ``device``.
+def load(path: Path) -> dict[str, Any]:
+    """What ``save`` wrote, on the CPU.
 
     Raises:
         UserError: where the file is damaged. torch itself does not verify the checksums it stores, so they are verified here.
@@ -44,7 +44,7 @@ def load(path: Path, device: torch.device | str = "cpu") -> dict[str, Any]:
             broken = archive.testzip()
         if broken is not None:
             raise zipfile.BadZipFile(f"checksum of {broken}")
-        state: dict[str, Any] = torch.load(path, map_location=device, weights_only=True)
+        state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror}") from None
     except Exception as error:  # a damaged archive can fail anywhere in zipfile, pickle or torch

@@ -116,12 +116,17 @@ def _job(cfg: DictConfig) -> None:
 class Summary(Callback):
     """After a multirun: one table over its jobs, wherever the launcher ran them."""
 
+    def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
+        """Forget what an earlier sweep noted in the same folder."""
+        for path in Path(config.hydra.sweep.dir).glob(f"*/{OUTCOME}"):
+            path.unlink()
+
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
         """Print the table; exit with a status where a job failed."""
         folder = Path(config.hydra.sweep.dir)
         outcomes = sorted((json.loads(path.read_text()) for path in folder.glob(f"*/{OUTCOME}")), key=lambda o: o["num"])
         if outcomes:
-            records = [Run(o["results_dir"], o["id"]).result() if o["id"] else None for o in outcomes]
+            records = [None if o["exit"] else Run(o["results_dir"], o["id"]).result() for o in outcomes]
             print(f"\n{console.sweep_table(outcomes, records)}", flush=True)
             if failures := [o["exit"] for o in outcomes if o["exit"]]:
                 sys.exit(2 if all(status == 2 for status in failures) else 1)

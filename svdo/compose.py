@@ -99,9 +99,9 @@ def explain(error: Exception) -> str:
         key = missing.group(1)
         return f"unknown key {key}{_suggestion(key)}"
     lines = [line.strip() for line in text.splitlines() if line.strip()]
-    if any("Available options" in line for line in lines):
-        first = next(line for line in lines if "Could not find" in line)
-        start = next(i for i, line in enumerate(lines) if "Available options" in line)
+    first = next((line for line in lines if "Could not find" in line), "")
+    start = next((i for i, line in enumerate(lines) if "Available options" in line), 0)
+    if first and start:
         options = [line for line in lines[start + 1 :] if re.fullmatch(r"[\w/-]+", line)]
         choice = first.split("'")[-2]
         return f"{'='.join(choice.rsplit('/', 1))} is not a choice; take one of: {', '.join(options)}"

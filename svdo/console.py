@@ -30,7 +30,8 @@ def plan(config: Config, device: str, sizes: dict[str, int], weights: int, folde
         (
             "training",
             f"{train.epochs} epochs, batch {train.batch_size}, {train.optimizer}, lr {train.lr:g} falling from"
-            f" {train.lr_flat:.1%}, KL weight 0 to {train.kl_weight * train.kl_peak:g} between {train.kl_start:.1%} and {train.kl_full:.1%}"
+            f" {train.lr_flat:.1%}, KL weight 0 to {train.kl_weight * train.kl_peak:g} between {train.kl_start:.1%}"
+            f" and {train.kl_full:.1%}"
             + (f", then to {train.kl_weight:g} at {train.kl_settled:.1%}" if train.kl_peak > 1 else "")
             + " of training",
         ),

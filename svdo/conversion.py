@@ -76,6 +76,8 @@ def convert(
         for child_name, child in list(parent._modules.items()):
             if id(child) in twins:
                 setattr(parent, child_name, twins[id(child)])
+                if isinstance(parent, nn.TransformerEncoderLayer):
+                    parent.activation_relu_or_gelu = 0  # torch's fast path of evaluation would read the weights past the layers
     return converted
 
 

@@ -7,7 +7,9 @@ from collections.abc import Iterable
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
+from .config import require
 from .data import Split
 from .layers import sampling
 
@@ -87,15 +89,18 @@ def reestimate_batch_norm(model: nn.Module, batches: Iterable[Tensor]) -> bool:
     """Set the running means and variances of batch norm to those of the thresholded mean network over ``batches`` of inputs.
 
     Training sees activations with noise and with the weights that are removed later, so its running statistics are not those of
-    the network that is evaluated. All batches count alike; one smaller than the first is left out. Returns whether there was a
-    batch norm. The model's modes are kept.
+    the network that is evaluated. All batches, tensors that the model takes, count alike; one smaller than the first is left
+    out. Returns whether there was a batch norm. The model's modes are kept.
+
+    Raises:
+        UserError: where there are no batches; the statistics then stay what they were, as they do when the model fails.
     """
-    norms = [module for module in model.modules() if isinstance(module, nn.BatchNorm2d | nn.BatchNorm1d)]
-    norms = [norm for norm in norms if norm.track_running_stats]
+    norms = [module for module in model.modules() if isinstance(module, _BatchNorm) and module.track_running_stats]
     if not norms:
         return False
     modes = [(module, module.training) for module in model.modules()]
     momenta = [norm.momentum for norm in norms]
+    before = [{name: value.clone() for name, value in norm.named_buffers()} for norm in norms]
     model.eval()
     try:
         for norm in norms:
@@ -107,6 +112,11 @@ def reestimate_batch_norm(model: nn.Module, batches: Iterable[Tensor]) -> bool:
             size = size or len(x)
             if len(x) >= size:
                 model(x)
+        require(size > 0, "no batches to estimate batch norm from")
+    except BaseException:
+        for norm, buffers in zip(norms, before, strict=True):
+            norm.load_state_dict(buffers, strict=False)
+        raise
     finally:
         for norm, momentum in zip(norms, momenta, strict=True):
             norm.momentum = momentum

@@ -6,7 +6,6 @@ import contextlib
 import ctypes
 import fcntl
 import functools
-import getpass
 import os
 import platform
 import subprocess
@@ -42,7 +41,7 @@ def _gpu() -> tuple[torch.device, IO[str] | None]:
     """The first GPU that no other svdo process of this user has, and the lock that keeps it; where all are taken, the first."""
     visible = os.environ.get("CUDA_VISIBLE_DEVICES", "all").replace("/", "_")
     for number in range(torch.cuda.device_count()):
-        path = Path(tempfile.gettempdir()) / f"svdo-{getpass.getuser()}-gpu-{number}-of-{visible}.lock"
+        path = Path(tempfile.gettempdir()) / f"svdo-{os.getuid()}-gpu-{number}-of-{visible}.lock"
         lock = open(path, "w")  # noqa: SIM115 - held for as long as the process lives
         with contextlib.suppress(BlockingIOError):
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -76,7 +75,7 @@ def provenance(runtime: RuntimeConfig, device: torch.device, started: str) -> di
     """What a record says of its origin; ``started`` is a UTC time in ISO format."""
     return {
         "commit": _commit(),
-        "torch": torch.__version__,
+        "torch": str(torch.__version__),
         "python": platform.python_version(),
         "device": device_name(device),
         "precision": runtime.precision,

@@ -6,6 +6,7 @@ those of the papers: matrices and filters, without biases.
 
 from __future__ import annotations
 
+import math
 from collections import OrderedDict
 from dataclasses import dataclass, field
 from itertools import pairwise
@@ -146,7 +147,7 @@ class ConvNet(Model):
     def check(self) -> None:
         """Raise ``UserError`` unless every layer keeps at least one unit."""
         super().check()
-        require(int(32 * self.k) >= 1, f"model.k={self.k} is too small; at least 1/32 leaves a unit in every layer")
+        require(1 / 32 <= self.k < math.inf, f"model.k={self.k} is out of range; at least 1/32 leaves a unit in every layer")
 
 
 @dataclass
@@ -183,7 +184,7 @@ class VGG(Model):
     def check(self) -> None:
         """Raise ``UserError`` unless every layer keeps at least one unit."""
         super().check()
-        require(int(64 * self.k) >= 1, f"model.k={self.k} is too small; at least 1/64 leaves a unit in every layer")
+        require(1 / 64 <= self.k < math.inf, f"model.k={self.k} is out of range; at least 1/64 leaves a unit in every layer")
 
 
 MODELS: dict[str, type[Model]] = {cls.name: cls for cls in (MLP, LeNet300, LeNet5, ConvNet, VGG)}

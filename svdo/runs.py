@@ -6,7 +6,7 @@ weights.pt     the trained network, tensors only
 epoch-N.pt     with runtime.snapshots, the thresholded weights after epoch N
 checkpoint.pt  where to resume; gone once the run is done
 lock           held while a process trains the run
-error.txt      the traceback of the last failure; gone once the run goes on
+error.txt      the traceback of the last failure; gone once the run is done
 """
 
 from __future__ import annotations

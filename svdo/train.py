@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from tqdm import tqdm
 
@@ -98,7 +99,7 @@ class Training:
         self.device = machine.device(config.runtime)
         if config.runtime.threads:
             torch.set_num_threads(config.runtime.threads)
-        self.provenance = machine.provenance(config.runtime, self.device, started)  # now: a checkout can move on meanwhile
+        self.origins = [machine.provenance(config.runtime, self.device, started)]  # now: a checkout can move on meanwhile
         machine.keep_freed_memory()
         torch.set_flush_denormal(True)  # removed weights shrink to denormals, which CPUs multiply many times slower
         images = load(config.dataset.name, Path(config.data_dir).expanduser(), config.runtime.progress)
@@ -148,6 +149,10 @@ class Training:
             steps > 0 or not train.epochs,
             f"train.batch_size={train.batch_size} exceeds the {len(data.train)} training images; take a smaller batch",
         )
+        require(
+            train.batch_size > 1 or not any(isinstance(module, _BatchNorm) for module in self.model.modules()),
+            f"train.batch_size=1 is too small for model={self.config.model.name}: batch norm needs two images to compare",
+        )
         held_out, held_out_name = (data.validation, "validation") if data.validation else (data.test, "test")
         lines = console.EpochLines(train.epochs, [name for name, _ in weight_layers(self.model)], held_out_name)
         if progress.epoch < train.epochs:
@@ -159,9 +164,12 @@ class Training:
                 lr, _, weight = self._rates(progress.epoch, steps - 1, steps)
                 if self.averaged:
                     reestimate_batch_norm(self.averaged, data.train.inputs(CHUNK))
-                error = evaluate(self.evaluated, held_out)["error"]
+                found = evaluate(self.evaluated, held_out)
                 with torch.no_grad():
                     divergence = kl(self.evaluated).item()
+                if not math.isfinite(found["nll"] + divergence):
+                    raise self._not_finite(None)
+                error = found["error"]
                 layers, totals = sparsity(self.evaluated), progress.sums
                 progress.seconds += time.perf_counter() - clock
                 progress.epoch, progress.step, progress.sums = progress.epoch + 1, 0, torch.zeros_like(totals)
@@ -243,6 +251,7 @@ class Training:
             "generators": checkpoint.generator_states(self.device),
             "progress": vars(self.progress),
             "best": self.best,
+            "origins": self.origins,
         }
         if self.averaged:
             state["averaged"] = self.averaged.state_dict()
@@ -258,6 +267,8 @@ class Training:
             if self.averaged:
                 self.averaged.load_state_dict(state["averaged"])
             checkpoint.restore_generators(state["generators"], self.device)
+            known = {**state["origins"][-1], "started": self.origins[0]["started"]}
+            self.origins = state["origins"] + [origin for origin in self.origins if origin != known]
         except (KeyError, RuntimeError, ValueError):
             raise UserError(
                 f"{self.run.checkpoint} does not fit this version of svdo; delete it and repeat the command to train anew"
@@ -290,10 +301,13 @@ class Training:
             torch.manual_seed(config.seed)
             others["test_sampled"] = {"samples": SAMPLES, **evaluate(model, data.test, samples=SAMPLES)}
         before = evaluate(model, data.test)
-        if reestimate_batch_norm(model, data.train.inputs(CHUNK)):
+        # An average has its own statistics already; those of training fit a network whose weights are all kept.
+        if config.method.sparsifies and self.averaged is None and reestimate_batch_norm(model, data.train.inputs(CHUNK)):
             others["test_running_statistics"] = before
         if lines := self.run.epochs():
             others["objective"] = lines[(self.progress.best_epoch or len(lines)) - 1]["train_loss"]
+        *earlier, last = self.origins
+        provenance = {**last, "started": self.origins[0]["started"]} | ({"earlier": earlier} if earlier else {})
         layers, rates = sparsity(model), dropout_rates(model)
         weights, nonzero = sum(layer.weights for layer in layers), sum(layer.nonzero for layer in layers)
         record: Record = {
@@ -314,7 +328,7 @@ class Training:
             "storage": _finite(storage(model)),
             "epochs": self.progress.epoch,
             "seconds": round(self.progress.seconds, 3),
-            "provenance": self.provenance,
+            "provenance": provenance,
         }
         if data.validation is not None:
             record["validation"] = evaluate(model, data.validation)
@@ -343,11 +357,13 @@ def _network(config: Config, data: Data, trained: bool = False) -> nn.Module:
 
 
 def _start_from(network: nn.Module, config: Config) -> None:
-    parent = Run(config.results_dir, config.pretrained)
+    given = Path(config.results_dir)
+    store = given.parent if given.name == REBUILT else given  # what is trained again there starts from what was trained here
+    parent = Run(store, config.pretrained)
     require(parent.result() is not None, f"pretrained={config.pretrained}: no finished run in {parent.folder}")
-    found = with_weights(config.results_dir, config.pretrained)
+    found = with_weights(store, config.pretrained)
     if found is None:
-        again = Path(config.results_dir) / REBUILT
+        again = store / REBUILT
         raise UserError(
             f"pretrained={config.pretrained}: {parent.weights} is missing; train that run again with results_dir={again}"
         )

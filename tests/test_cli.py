@@ -72,6 +72,7 @@ MISTAKES = {
     "pretrained=nothing": "nothing",
     "~seed": "seed is missing",
     "runtime.device=nonsense": "runtime.device=nonsense",
+    "train.lr=1e30": "the loss is not finite at epoch",
 }
 
 
@@ -151,6 +152,24 @@ def test_a_sweep_ends_with_one_table_and_repeating_it_trains_nothing(svdo_run: C
     again = svdo_run(*sweep)
     assert "0 done, 4 skipped, 0 failed" in again.stdout
     assert {path: path.read_bytes() for path in tmp_path.rglob("result.json")} == records
+
+
+def test_a_damaged_record_fails_its_job_and_the_sweep_with_it(svdo_run: Command, tmp_path: Path) -> None:
+    record = tmp_path / "results" / "runs" / compose([*QUICK, "seed=1"]).id / "result.json"
+    record.parent.mkdir(parents=True)
+    record.write_text('{"schema": 1, "id"')
+    done = svdo_run("-m", *QUICK, "seed=0,1")
+    assert done.returncode == 2
+    assert "1 done, 0 skipped, 1 failed" in done.stdout
+    assert "result.json cannot be read" in done.stdout
+
+
+def test_a_sweep_speaks_of_its_own_jobs_alone(svdo_run: Command, tmp_path: Path) -> None:
+    where = "hydra.sweep.dir=sweep"
+    assert svdo_run("-m", *QUICK, where, "train.batch_size=20,1000,2000").returncode == 2
+    done = svdo_run("-m", *QUICK, where, "train.batch_size=20,25")
+    assert done.returncode == 0, done.stderr
+    assert "1 done, 1 skipped, 0 failed" in done.stdout
 
 
 def test_a_failed_job_stops_no_other_and_fails_the_sweep(svdo_run: Command, tmp_path: Path) -> None:

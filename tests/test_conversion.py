@@ -188,6 +188,22 @@ def test_layers_that_share_a_weight_go_on_sharing_it() -> None:
     assert model[1].weight is model[0].weight
 
 
+def test_a_transformer_evaluates_through_its_noisy_layers() -> None:
+    torch.manual_seed(0)
+    block = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True)
+    model = svdo.convert(nn.TransformerEncoder(block, 2), "sparsevd", exclude=["*self_attn*"], log_sigma2=4.0).eval()
+    assert svdo.compression(svdo.sparsity(model)) > 2.0  # every weight of the feed-forward layers is removed
+    x = torch.randn(3, 5, 8)
+    with torch.no_grad():
+        silent = model(x)
+        for layer in model.layers:  # type: ignore[union-attr]
+            layer.linear1.weight.zero_()
+            layer.linear2.weight.zero_()
+        assert torch.allclose(model(x), silent)
+        with svdo.sampling(model):
+            assert not torch.allclose(model(x), silent)
+
+
 def test_a_bare_layer_converts() -> None:
     for layer, kind in ((nn.Linear(3, 2), NoisyLinear), (nn.Conv2d(1, 2, 3), NoisyConv2d)):
         model = svdo.convert(layer, "sparsevd")

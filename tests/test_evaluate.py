@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 import svdo
+from svdo.config import UserError
 from svdo.data import Normalizer, Split
 from svdo.evaluate import auroc, entropy, evaluate, log_probabilities, metrics, reestimate_batch_norm
 
@@ -192,6 +193,21 @@ def test_batch_norm_reestimated_has_the_statistics_of_the_thresholded_network_an
     torch.testing.assert_close(norm.running_mean, means, rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(norm.running_var, variances, rtol=1e-4, atol=1e-5)
     assert not reestimate_batch_norm(svdo.convert(nn.Linear(3, 2), "sparsevd"), batches)
+
+
+def test_batch_norm_keeps_its_statistics_where_they_cannot_be_estimated() -> None:
+    model = nn.Sequential(nn.Conv3d(1, 2, 1), nn.BatchNorm3d(2, momentum=0.2))
+    model(torch.randn(4, 1, 2, 2, 2))
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    with pytest.raises(UserError, match="no batches"):
+        reestimate_batch_norm(model, iter([]))
+    with pytest.raises(TypeError):
+        reestimate_batch_norm(model, [(torch.randn(4, 1, 2, 2, 2), torch.zeros(4))])  # type: ignore[list-item]
+    for name, value in model.state_dict().items():
+        assert torch.equal(value, before[name]), name
+    assert model[1].momentum == 0.2
+    assert reestimate_batch_norm(model, [torch.randn(4, 1, 2, 2, 2)])
+    assert not torch.equal(model[1].running_mean, before["1.running_mean"])
 
 
 def test_auroc_is_the_share_of_pairs_in_order() -> None:

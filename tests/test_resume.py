@@ -1,5 +1,6 @@
 """A run that is interrupted, however rudely, ends with the record it would have had."""
 
+import contextlib
 import json
 import random
 import signal
@@ -11,6 +12,7 @@ from typing import Any
 import pytest
 from conftest import SMALL, start
 
+from svdo import train
 from svdo.compose import compose
 from svdo.config import Config
 from svdo.runs import Run
@@ -68,6 +70,30 @@ def test_an_interrupted_run_ends_as_if_it_had_not_been(tmp_path: Path, whole: An
     assert "resuming at epoch" in out
     assert measured(tmp_path) == whole
     assert not [path for path in tmp_path.rglob("*") if path.name in ("checkpoint.pt", "outputs") or path.suffix == ".tmp"]
+
+
+def test_a_record_names_every_origin_of_a_run_that_went_on_elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = compose([*SMALL, f"results_dir={tmp_path}"])
+    origin = {"commit": "first", "threads": 1, "device": "cpu", "started": "then"}
+    monkeypatch.setattr(train.machine, "provenance", lambda runtime, device, started: dict(origin, started=started))
+
+    def stopped_after(steps: int) -> None:
+        stop = train.Stop(number=signal.SIGTERM) if steps else train.Stop()
+        training = train.Training(config, Run(tmp_path, config.id), stop)
+        training.run.folder.mkdir(parents=True, exist_ok=True)
+        with contextlib.suppress(train.Interrupted):
+            training.finish()
+
+    stopped_after(1)
+    stopped_after(1)  # the same origin again is not another one
+    origin |= {"commit": "second"}
+    stopped_after(0)
+    record = Run(tmp_path, config.id).result()
+    assert record is not None
+    assert record["provenance"]["commit"] == "second"
+    (earlier,) = record["provenance"]["earlier"]
+    assert earlier["commit"] == "first"
+    assert record["provenance"]["started"] == earlier["started"]
 
 
 @pytest.mark.slow

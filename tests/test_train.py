@@ -191,18 +191,32 @@ def test_every_method_learns(tmp_path: Path, method: str) -> None:
     assert record["test"]["error"] < 60
 
 
-def test_a_network_with_batch_norm_is_tested_with_its_own_statistics_and_says_what_they_change(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.fixture
+def color_images(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Random pixels and labels in place of any data set."""
     pixels = torch.randint(0, 256, (200, 32, 32, 3), dtype=torch.uint8).numpy()
     labels = torch.randint(0, 10, (200,), dtype=torch.uint8).numpy()
     monkeypatch.setattr(train, "load", lambda *_: Images(pixels, labels, pixels[:100], labels[:100], 10))
-    overrides = ["model=vgg", "model.k=0.05", "method=sparsevd", "train.epochs=1", "train.lr=1e-3"]
-    config = compose([*overrides, "train.batch_size=50", "runtime.progress=false", f"results_dir={tmp_path}"])
+
+
+SMALL_VGG = ["model=vgg", "model.k=0.05", "method=sparsevd", "train.epochs=1", "train.lr=1e-3", "runtime.progress=false"]
+
+
+@pytest.mark.usefixtures("color_images")
+def test_a_network_with_batch_norm_is_tested_with_its_own_statistics_and_says_what_they_change(tmp_path: Path) -> None:
+    config = compose([*SMALL_VGG, "train.batch_size=50", f"results_dir={tmp_path}"])
     _, record = train.execute(config)
     assert record["test_running_statistics"] != record["test"]
+    averaged = compose([*SMALL_VGG, "train.batch_size=50", "train.averaging=0.5", f"results_dir={tmp_path}"])
+    assert "test_running_statistics" not in train.execute(averaged)[1]
     model, data = train.trained(config, Run(tmp_path, config.id))
     assert evaluate(model, data.test) == pytest.approx(record["test"], rel=1e-4)
+
+
+@pytest.mark.usefixtures("color_images")
+def test_batch_norm_needs_two_images_in_a_batch(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"train.batch_size=1 is too small for model=vgg"):
+        train.execute(compose([*SMALL_VGG, "train.batch_size=1", f"results_dir={tmp_path}"]))
 
 
 def test_the_average_over_steps_is_what_is_judged_and_kept(tmp_path: Path) -> None:

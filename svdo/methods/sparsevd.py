@@ -15,11 +15,13 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from ..config import UserError
+from ..config import UserError, require
 from ..divergence import additive_kl, log_alpha, sigmoid_kl
 from ..layers import Noise, NoisyLayer
 from .base import Method, method
 
+MAX_LOG = 80.0  # exp of it is still a float32
+MAX_START = 8.0  # where the 2017 authors' code clips log alpha
 PARAMETERIZATIONS = ("additive", "multiplicative")
 
 
@@ -62,7 +64,8 @@ class AdditiveNoise(Noise):
 class MultiplicativeNoise(Noise):
     """w = theta (1 + sqrt(alpha) eps), with log alpha learned per weight: the original parameterization, for comparison.
 
-    It starts from the log alpha that ``log_sigma2`` gives the initial weights.
+    It starts from the log alpha that ``log_sigma2`` gives the initial weights, at most 8: a weight that starts next to 0 would
+    turn the first step into noise.
     """
 
     threshold: float
@@ -70,7 +73,7 @@ class MultiplicativeNoise(Noise):
     def __init__(self, layer: NoisyLayer, settings: "SparseVD") -> None:
         super().__init__()
         start = torch.full_like(layer.weight, settings.log_sigma2)
-        self.raw_log_alpha = nn.Parameter(log_alpha(layer.weight.detach(), start))
+        self.raw_log_alpha = nn.Parameter(log_alpha(layer.weight.detach(), start).clamp_(max=MAX_START))
         self.threshold = settings.threshold
 
     def posterior(self, weight: Tensor) -> tuple[Tensor, Tensor]:
@@ -108,7 +111,12 @@ class SparseVD(Method):
         return AdditiveNoise(layer, self) if self.parameterization == "additive" else MultiplicativeNoise(layer, self)
 
     def check(self) -> None:
-        """Raise ``UserError`` on an unknown parameterization, or ``train_clip`` with the multiplicative one."""
+        """Raise ``UserError`` on a number or parameterization out of range, or ``train_clip`` with multiplicative noise."""
+        for key in ("log_sigma2", "threshold"):
+            value = getattr(self, key)
+            require(
+                abs(value) <= MAX_LOG, f"method.{key}={value} is out of range; it must lie between -{MAX_LOG} and {MAX_LOG}"
+            )
         if self.parameterization not in PARAMETERIZATIONS:
             choices = ", ".join(PARAMETERIZATIONS)
             raise UserError(f"method.parameterization={self.parameterization} is not a choice; take one of: {choices}")

@@ -17,7 +17,6 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .. import estimators, fetch, machine, train
@@ -31,6 +30,7 @@ from ..divergence import CUBIC_CONSTANT, EPS, K1, K2, K3, cubic_kl, exact_kl, si
 from ..evaluate import auroc, entropy, log_probabilities, metrics
 from ..layers import noisy_layers, weight_layers
 from ..methods.sparsevd import PARAMETERIZATIONS, SparseVD
+from ..objective import objective
 from ..prune import at_threshold
 from ..runs import Run
 from ..runs import with_weights as runs_with_weights
@@ -206,8 +206,7 @@ def _step(training: train.Training, estimator: str, x: Tensor, y: Tensor) -> Non
     training.optimizer.zero_grad()
     parts = len(x) // estimators.EXAMPLES_AT_ONCE if estimator == "separate" else 1
     for images, labels in zip(x.flatten(1).chunk(parts), y.chunk(parts), strict=True):
-        (F.cross_entropy(training.model(images), labels) / parts).backward()
-    (kl_of(training.model) / len(training.data.train)).backward()
+        (objective(training.model(images), labels, kl_of(training.model), len(training.data.train), 1.0) / parts).backward()
     training.optimizer.step()
 
 

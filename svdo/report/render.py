@@ -38,7 +38,7 @@ def table(report: Report, collected: Rows) -> tuple[list[str], list[list[str]]]:
 
 
 def core_minutes(records: Sequence[Record]) -> str:
-    """Wall time of one run times the threads that it used, a mean; of runs on a GPU, minutes."""
+    """Wall time of one run times the threads of its last process, a mean; of runs on a GPU, minutes."""
     cpu = [r for r in records if r["provenance"]["device"].startswith("cpu")]
     gpu = [r for r in records if r not in cpu]
     texts = [f"{statistics.fmean(r['seconds'] * r['provenance']['threads'] for r in cpu) / 60:.1f}"] if cpu else []
