@@ -1,7 +1,8 @@
 """Where the images come from: real bytes, checked before use.
 
 MNIST is part of the package. The other sets are fetched once, from the first source that answers with the right bytes,
-and kept as ``<data_dir>/<name>.npz``. Nothing reaches the caller that was not compared with the sums below.
+and kept as ``<data_dir>/<name>.npz``. Nothing is kept that was not compared with the sums below or, for CIFAR-100, with
+those that torchvision brings.
 """
 
 from __future__ import annotations

@@ -50,6 +50,13 @@ def _sequential(*layers: tuple[str, nn.Module]) -> nn.Module:
     return initialise(nn.Sequential(OrderedDict(layers)))
 
 
+def _normal_start(network: nn.Module, std: float) -> nn.Module:
+    for layer in network.modules():
+        if isinstance(layer, nn.Linear):
+            nn.init.normal_(layer.weight, std=std)
+    return network
+
+
 def _scaled_start(network: nn.Module) -> nn.Module:
     for layer in network.modules():
         if isinstance(layer, nn.Linear | nn.Conv2d):
@@ -59,25 +66,31 @@ def _scaled_start(network: nn.Module) -> nn.Module:
 
 @dataclass
 class MLP(Model):
-    """``depth`` hidden ReLU layers of ``width`` units: the fully connected nets of the 2015 paper."""
+    """``depth`` hidden ReLU layers of ``width`` units: the fully connected nets of the 2015 paper.
+
+    Weights start from N(0, ``start_std``^2), or, where that is 0, scaled to each layer's inputs (He et al. 2015).
+    """
 
     name: str = "mlp"
     depth: int = 3
     width: int = 500
+    start_std: float = 0.0
 
     def build(self, shape: Shape, classes: int) -> nn.Module:
-        """fc1 ... fc(depth + 1), on flattened images; every start is scaled to its layer's inputs (He et al. 2015)."""
+        """fc1 ... fc(depth + 1), on flattened images."""
         sizes = [shape[0] * shape[1] * shape[2], *[self.width] * self.depth, classes]
         layers: list[tuple[str, nn.Module]] = [("flatten", nn.Flatten())]
         for i, (inputs, outputs) in enumerate(pairwise(sizes), 1):
             layers += [(f"fc{i}", nn.Linear(inputs, outputs)), (f"relu{i}", nn.ReLU())]
-        return _scaled_start(_sequential(*layers[:-1]))
+        network = _sequential(*layers[:-1])
+        return _normal_start(network, self.start_std) if self.start_std else _scaled_start(network)
 
     def check(self) -> None:
-        """Raise ``UserError`` unless depth is at least 0 and width at least 1."""
+        """Raise ``UserError`` unless depth is at least 0, width at least 1 and the start finite."""
         super().check()
         require(self.depth >= 0, f"model.depth={self.depth} is too small; it must be at least 0")
         require(self.width >= 1, f"model.width={self.width} is too small; it must be at least 1")
+        require(0.0 <= self.start_std < math.inf, f"model.start_std={self.start_std} is no standard deviation; take 0 or more")
 
 
 @dataclass

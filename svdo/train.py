@@ -300,10 +300,11 @@ class Training:
         if any(layer.noise.random for _, layer in noisy_layers(model)):
             torch.manual_seed(config.seed)
             others["test_sampled"] = {"samples": SAMPLES, **evaluate(model, data.test, samples=SAMPLES)}
-        before = evaluate(model, data.test)
-        # An average has its own statistics already; those of training fit a network whose weights are all kept.
-        if config.method.sparsifies and self.averaged is None and reestimate_batch_norm(model, data.train.inputs(CHUNK)):
-            others["test_running_statistics"] = before
+        assert isinstance(config.method, Method)
+        if config.method.sparsifies and self.averaged is None:  # an average has statistics of its own already
+            before = evaluate(model, data.test)
+            if reestimate_batch_norm(model, data.train.inputs(CHUNK)):
+                others["test_running_statistics"] = before
         if lines := self.run.epochs():
             others["objective"] = lines[(self.progress.best_epoch or len(lines)) - 1]["train_loss"]
         *earlier, last = self.origins

@@ -109,6 +109,7 @@ MISTAKES = {
     "model=vgg model.k=nan": ["model.k=nan", "at least 1/64"],
     "model=convnet model.k=inf": ["model.k=inf", "at least 1/32"],
     "model=???": ["model"],
+    "model=mlp model.start_std=-1": ["model.start_std=-1"],
     "train.epoch=3": ["unknown key train.epoch", "did you mean train.epochs?"],
     "+foo=1": ["unknown key foo"],
     "~seed": ["seed is missing"],

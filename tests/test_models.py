@@ -103,6 +103,11 @@ def test_mlp_starts_with_variance_two_over_inputs() -> None:
         assert layer.bias.count_nonzero() == 0
 
 
+def test_mlp_starts_with_the_deviation_that_it_is_told() -> None:
+    net = build(MLP(width=300, start_std=0.01), (1, 28, 28), 10, 0)
+    assert [m.weight.std().item() for m in net if isinstance(m, nn.Linear)] == pytest.approx([0.01] * 4, rel=0.05)
+
+
 def test_signal_neither_dies_nor_explodes_through_a_deep_mlp() -> None:
     network = build(MLP(depth=8), MNIST, 10, seed=0)
     x = torch.randn(200, 1, 28, 28, generator=torch.Generator().manual_seed(0))

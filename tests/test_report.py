@@ -460,6 +460,12 @@ def test_uncertainty_is_measured_for_three_predictions(tmp_path: Path, monkeypat
     assert 0.0 <= found["sampled net"][0]["auroc"] <= 100.0
 
 
+def test_uncertainty_is_that_of_networks_in_the_mnist_table() -> None:
+    shown = {run.config.id for run in collect.gather(spec.load("mnist")).runs}
+    needed = {run.config.id for runs in collect.gather(spec.load("uncertainty")).needs.values() for run in runs}
+    assert needed <= shown
+
+
 def test_the_original_parameterization_has_the_noisier_gradient_where_alpha_is_large(tmp_path: Path) -> None:
     config = compose([*SMALL_RUN, "dataset.subset=2000", "method=none", f"results_dir={tmp_path}", "runtime.progress=false"])
     train.execute(config)

@@ -27,7 +27,7 @@ from ..conversion import convert
 from ..conversion import kl as kl_of
 from ..data import Data
 from ..divergence import CUBIC_CONSTANT, EPS, K1, K2, K3, cubic_kl, exact_kl, sigmoid_kl
-from ..evaluate import auroc, entropy, log_probabilities, metrics
+from ..evaluate import auroc, entropy, evaluate, log_probabilities, metrics
 from ..layers import noisy_layers, weight_layers
 from ..methods.sparsevd import PARAMETERIZATIONS, SparseVD
 from ..objective import objective
@@ -134,7 +134,8 @@ def _variance(model: nn.Module, data: Data, estimator: str, effort: Effort) -> d
     names = [name for name, _ in weight_layers(model)]
     batches = effort.separate_batches if estimator == "separate" else effort.batches
     values = estimators.gradient_variance(model, data.train, estimator, [names[0], names[-1]], batches, effort.size)
-    return {"bottom": values[names[0]], "top": values[names[-1]], "batches": batches}
+    error = evaluate(model, data.test)["error"]
+    return {"bottom": values[names[0]], "top": values[names[-1]], "error": error, "batches": batches}
 
 
 def uncertainty(networks: Networks, data_dir: Path, effort: Effort) -> dict[str, Any]:
@@ -182,32 +183,39 @@ def parameterization(networks: Networks, data_dir: Path, effort: Effort) -> dict
 def cost(networks: Networks, data_dir: Path, effort: Effort) -> dict[str, Any]:
     """Seconds per epoch and the memory of a step, in MiB, of training under each estimator."""
     config = replace(compose(COSTED), data_dir=str(data_dir))
+    with tempfile.TemporaryDirectory() as nowhere:
+        training = train.Training(config, Run(nowhere, config.id), train.Stop())
+    steps = {
+        estimator: effort.separate_steps if estimator == "separate" else effort.steps for estimator in estimators.ESTIMATORS
+    }
+    times: dict[str, list[float]] = {estimator: [] for estimator in estimators.ESTIMATORS}
+    batches = training.data.train.batches(config.train.batch_size, 0, 0)
+    for number, (x, y) in zip(range(effort.steps + 1), batches, strict=False):
+        for estimator in estimators.ESTIMATORS:  # in turn, so that a slower minute of the machine is everyone's
+            if number <= steps[estimator]:
+                times[estimator].append(_step(training, estimator, x, y))
     found = {}
     for estimator in estimators.ESTIMATORS:
-        with tempfile.TemporaryDirectory() as nowhere:
-            training = train.Training(config, Run(nowhere, config.id), train.Stop())
-        steps = effort.separate_steps if estimator == "separate" else effort.steps
-        batches, times = training.data.train.batches(config.train.batch_size, 0, 0), []
-        with estimators.drawn(training.model, estimator):
-            for (x, y), _ in zip(batches, range(steps + 1), strict=False):
-                clock = time.perf_counter()
-                _step(training, estimator, x, y)
-                times.append(time.perf_counter() - clock)
-            with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as watched:
-                _step(training, estimator, x, y)
-        epoch = statistics.median(times[1:]) * (len(training.data.train) // config.train.batch_size)
-        found[estimator] = {"epoch_seconds": epoch, "memory": _peak(watched) / 2**20, "steps": steps}
+        training.optimizer.zero_grad()
+        with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as watched:
+            _step(training, estimator, x, y)
+        epoch = statistics.median(times[estimator][1:]) * (len(training.data.train) // config.train.batch_size)
+        found[estimator] = {"epoch_seconds": epoch, "memory": _peak(watched) / 2**20, "steps": steps[estimator]}
     for record in found.values():
         record["times_local"] = record["epoch_seconds"] / found["local"]["epoch_seconds"]
     return {estimator: [record] for estimator, record in found.items()}
 
 
-def _step(training: train.Training, estimator: str, x: Tensor, y: Tensor) -> None:
+def _step(training: train.Training, estimator: str, x: Tensor, y: Tensor) -> float:
+    """One step; its seconds."""
+    clock = time.perf_counter()
     training.optimizer.zero_grad()
     parts = len(x) // estimators.EXAMPLES_AT_ONCE if estimator == "separate" else 1
-    for images, labels in zip(x.flatten(1).chunk(parts), y.chunk(parts), strict=True):
-        (objective(training.model(images), labels, kl_of(training.model), len(training.data.train), 1.0) / parts).backward()
+    with estimators.drawn(training.model, estimator):
+        for images, labels in zip(x.flatten(1).chunk(parts), y.chunk(parts), strict=True):
+            (objective(training.model(images), labels, kl_of(training.model), len(training.data.train), 1.0) / parts).backward()
     training.optimizer.step()
+    return time.perf_counter() - clock
 
 
 def _peak(watched: torch.profiler.profile) -> int:
