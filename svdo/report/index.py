@@ -19,15 +19,17 @@ INTRODUCTION = """\
 
 Claims of *Variational Dropout and the Local Reparameterization Trick* (Kingma, Salimans, Welling 2015) and of *Variational
 Dropout Sparsifies Deep Neural Networks* (Molchanov, Ashukha, Vetrov 2017), or of their figures, and what our own runs say of
-them: {decided} of {claims} are measured. `svdo-report render all` writes this page from the records in `runs/` and `measured/`.
+them: {decided} of {claims} are measured; {held} hold, {failed} do not, {rest} are undecided or hold in part.
+`svdo-report render all` writes this page from the records in `runs/` and `measured/`.
 
 A claim holds where means over seeds are in its order, and stays undecided where they are nearer to each other than the larger
-of their standard deviations. A bound such as 67.5 is the least that rounds to the published 68."""
+of their standard deviations; a figure without ± is of one run, so its spread is not known. A bound such as 67.5 is the least
+that rounds to the published 68."""
 OWN = "Questions that the papers do not ask:"
 VERDICTS = """\
 Below, a published figure is *reached* where ours is at least as good at the digits shown, *close* where it is at most a tenth
 worse, *short* where it is worse than that, and *open* where ours is not measured."""
-TIE, UNKNOWN = "within the spread", "not measured yet"
+HOLDS, FAILS, TIE, UNKNOWN = "yes", "**no**", "within the spread", "not measured yet"
 
 
 @dataclass(frozen=True)
@@ -44,10 +46,12 @@ def page(reports: Sequence[Evidence]) -> dict[Path, bytes]:
     reports = sorted(reports, key=lambda evidence: evidence.report.place)
     papers, ours = ([item for item in reports if item.report.own == own] for own in (False, True))
     claims = _claims(papers)
-    decided = sum(not row[2].startswith(UNKNOWN) for row in claims)
+    words = [row[2] for row in claims]
+    decided, held, failed = sum(word != UNKNOWN for word in words), words.count(HOLDS), words.count(FAILS)
     toy = ["# Toy settings: no figure here can be compared with anything"] * any(item.report.quick for item in reports)
     headers = ["claim", "in the published figures", "in ours", "measured", "table"]
-    parts = [*toy, INTRODUCTION.format(decided=decided, claims=len(claims))]
+    counts = {"decided": decided, "claims": len(claims), "held": held, "failed": failed, "rest": decided - held - failed}
+    parts = [*toy, INTRODUCTION.format(**counts)]
     parts.append(tabulate(claims, headers, tablefmt="github", disable_numparse=True))
     if others := [[says, *rest] for says, _, *rest in _claims(ours)]:
         parts += [OWN, tabulate(others, [headers[0], *headers[2:]], tablefmt="github", disable_numparse=True)]
@@ -86,7 +90,7 @@ def judged(evidence: Evidence, claim: Claim) -> tuple[str, str, str]:
 
 def _word(held: Sequence[bool | None]) -> str:
     if len(set(held)) == 1:
-        return {True: "yes", False: "**no**", None: TIE}[held[0]]
+        return {True: HOLDS, False: FAILS, None: TIE}[held[0]]
     ties = f", {held.count(None)} {TIE}" * (None in held)
     return f"in {held.count(True)} of {len(held)}{ties}" if held else ""
 
