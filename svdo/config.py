@@ -70,7 +70,7 @@ class TrainConfig:
 
     epochs: int = 200
     batch_size: int = 100
-    optimizer: str = "adam"
+    optimizer: str = "adam"  # of the weights; noise parameters always learn with Adam
     lr: float = 1e-3
     lr_flat: float = 0.5  # the learning rate is constant for this share of training, then linear to 0
     kl_start: float = 0.025  # the KL weight is 0 up to this share of training,

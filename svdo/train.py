@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import math
 import signal
 import sys
@@ -111,7 +112,7 @@ class Training:
         if config.runtime.compile:
             self.forward = machine.compiled(self.forward, self.device)
             self.divergence = machine.compiled(self.divergence, self.device)
-        self.optimizer = _optimizer(self.model, config.train)
+        self.optimizers = _optimizers(self.model, config.train)
         self.averaged: AveragedModel | None = None
         if config.train.averaging:
             self.averaged = AveragedModel(self.model, multi_avg_fn=get_ema_multi_avg_fn(config.train.averaging))
@@ -207,7 +208,7 @@ class Training:
         self.stop.deferred = True
         for x, y in self.data.train.batches(train.batch_size, self.config.seed, progress.epoch, progress.step):
             lr, noise_lr, weight = self._rates(progress.epoch, progress.step, steps)
-            for group in self.optimizer.param_groups:
+            for group in itertools.chain(*(optimizer.param_groups for optimizer in self.optimizers)):
                 group["lr"] = (noise_lr if group["noise"] else lr) * group["scale"]
             advance(self.model, progress.epoch * steps + progress.step, train.epochs * steps)
             with autocast:
@@ -216,9 +217,10 @@ class Training:
             loss = objective(logits.float(), y, divergence, n_train, weight)
             if self.device.type == "cpu" and not torch.isfinite(loss):  # elsewhere, asking would stall every step
                 raise self._not_finite(x)
-            self.optimizer.zero_grad()
+            self.model.zero_grad()
             loss.backward()
-            self.optimizer.step()
+            for optimizer in self.optimizers:
+                optimizer.step()
             if self.averaged:
                 self.averaged.update_parameters(self.model)
             with torch.no_grad():
@@ -247,7 +249,7 @@ class Training:
     def _save(self) -> None:
         state = {
             "model": self.model.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
+            "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
             "generators": checkpoint.generator_states(self.device),
             "progress": vars(self.progress),
             "best": self.best,
@@ -261,7 +263,8 @@ class Training:
         state = checkpoint.load(self.run.checkpoint)
         try:
             self.model.load_state_dict(state["model"])
-            self.optimizer.load_state_dict(state["optimizer"])
+            for optimizer, kept in zip(self.optimizers, state["optimizers"], strict=True):
+                optimizer.load_state_dict(kept)
             vars(self.progress).update(state["progress"])
             self.best = state["best"]
             if self.averaged:
@@ -382,8 +385,11 @@ def _start_from(network: nn.Module, config: Config) -> None:
         raise UserError(f"pretrained={config.pretrained}: its network is not a {config.model.name} of this shape") from None
 
 
-def _optimizer(model: nn.Module, train: TrainConfig) -> torch.optim.Optimizer:
-    """Weight decay acts on matrices and filters alone: on a noise parameter it would be a second, unintended prior."""
+def _optimizers(model: nn.Module, train: TrainConfig) -> list[torch.optim.Optimizer]:
+    """Weight decay acts on matrices and filters alone: on a noise parameter it would be a second, unintended prior.
+
+    Noise parameters learn with Adam, whatever the weights do: their gradients are thousands of times smaller.
+    """
     scales = {
         id(p): module.learning_rates.get(name.rpartition(".")[2], 1.0)
         for module in model.modules()
@@ -395,12 +401,17 @@ def _optimizer(model: nn.Module, train: TrainConfig) -> torch.optim.Optimizer:
         {"params": [p for p in plain if p.dim() <= 1], "noise": False, "scale": 1.0},
         {"params": [p for p in plain if p.dim() > 1], "noise": False, "scale": 1.0, "weight_decay": train.weight_decay},
     ]
-    for scale in sorted(set(scales.values())):
-        params = [p for p in model.parameters() if scales.get(id(p)) == scale]
-        groups.append({"params": params, "noise": True, "scale": scale})
+    noise_groups = [
+        {"params": [p for p in model.parameters() if scales.get(id(p)) == scale], "noise": True, "scale": scale}
+        for scale in sorted(set(scales.values()))
+    ]
+    optimizers: list[torch.optim.Optimizer] = []
     if train.optimizer == "sgd":
-        return torch.optim.SGD(groups, train.lr, momentum=train.momentum, fused=True)
-    return torch.optim.Adam(groups, train.lr, betas=(train.momentum, 0.999), fused=True)
+        optimizers.append(torch.optim.SGD(groups, train.lr, momentum=train.momentum, fused=True))
+        groups = []
+    if groups := groups + noise_groups:
+        optimizers.append(torch.optim.Adam(groups, train.lr, betas=(train.momentum, 0.999), fused=True))
+    return optimizers
 
 
 def _first_overflow(model: nn.Module, x: Tensor) -> str | None:

@@ -236,7 +236,7 @@ def test_components_that_became_one_are_merged_by_their_shares() -> None:
 
 def test_the_mixture_learns_at_its_own_rates() -> None:
     model = svdo.convert(nn.Linear(4, 4), "sws")
-    optimizer = train._optimizer(model, compose(["model=lenet300", "train.lr=5e-4"]).train)
+    (optimizer,) = train._optimizers(model, compose(["model=lenet300", "train.lr=5e-4"]).train)
     rates = {id(p): group["scale"] for group in optimizer.param_groups for p in group["params"]}
     mixture = model.noise.mixture  # type: ignore[union-attr]
     scales = [rates[id(p)] for p in (model.weight, mixture.means, mixture.log_precisions, mixture.log_shares)]  # type: ignore[union-attr]

@@ -42,16 +42,35 @@ def test_each_process_takes_a_gpu_of_its_own_while_there_are_any(tmp_path: Path,
     machine._gpu.cache_clear()
 
 
-def test_weight_decay_touches_matrices_and_filters_alone() -> None:
+@pytest.mark.parametrize("name", ["adam", "sgd"])
+def test_weight_decay_touches_matrices_and_filters_alone(name: str) -> None:
     model = svdo.convert(build(VGG(k=0.05), (3, 32, 32), 10, 0), "sparsevd")
-    optimizer = train._optimizer(model, TrainConfig(weight_decay=0.1))
-    decayed = {id(p) for group in optimizer.param_groups if group["weight_decay"] for p in group["params"]}
+    optimizers = train._optimizers(model, TrainConfig(optimizer=name, weight_decay=0.1))
+    groups = [group for optimizer in optimizers for group in optimizer.param_groups]
+    decayed = {id(p) for group in groups if group["weight_decay"] for p in group["params"]}
     assert decayed == {id(p) for name, p in model.named_parameters() if name.endswith(".weight") and p.dim() > 1}
     noise = [p for module in model.modules() if isinstance(module, Noise) for p in module.parameters()]
     assert noise
     assert not decayed & {id(p) for p in noise}
-    everything = [id(p) for group in optimizer.param_groups for p in group["params"]]
+    everything = [id(p) for group in groups for p in group["params"]]
     assert sorted(everything) == sorted(id(p) for p in model.parameters())
+
+
+def test_noise_learns_with_adam_beside_weights_that_learn_with_sgd(tmp_path: Path) -> None:
+    """Adam's first step has the size of the learning rate, whatever the gradient's; SGD's is the gradient times it."""
+    overrides = [*SMALL, "method=sparsevd", "train.optimizer=sgd", "train.lr=0.5", "train.noise_lr=0.01", "train.kl_start=0"]
+    config = compose([*overrides, "train.lr_flat=1", "train.epochs=1", "train.batch_size=2000", f"results_dir={tmp_path}"])
+    training = train.Training(config, Run(tmp_path, config.id), train.Stop())
+    before = {name: p.detach().clone() for name, p in training.model.named_parameters()}
+    training.run.folder.mkdir(parents=True)
+    training.finish()
+    for name, p in training.model.named_parameters():
+        moved, gradient = p.detach() - before[name], p.grad
+        assert gradient is not None
+        if "noise." in name:
+            assert moved[gradient != 0].abs().median() == pytest.approx(0.005, rel=0.01)
+        else:
+            torch.testing.assert_close(moved, -0.5 * gradient, rtol=1e-3, atol=1e-7)
 
 
 def test_a_loss_that_is_not_finite_names_layer_and_step_and_keeps_the_checkpoint(
@@ -224,14 +243,15 @@ def test_the_average_over_steps_is_what_is_judged_and_kept(tmp_path: Path) -> No
     config = compose([*QUICK, "method=sparsevd", "train.averaging=0.9", f"results_dir={tmp_path}"])
     training = train.Training(config, Run(tmp_path, config.id), train.Stop())
     expected: list[torch.Tensor] = []
-    step = training.optimizer.step
+    (optimizer,) = training.optimizers
+    step = optimizer.step
 
     def watched() -> None:
         step()
         now = [p.detach().clone() for p in training.model.parameters()]
         expected[:] = [0.9 * e + 0.1 * n for e, n in zip(expected, now, strict=True)] if expected else now
 
-    training.optimizer.step = watched  # type: ignore[assignment]
+    optimizer.step = watched  # type: ignore[assignment]
     training.run.folder.mkdir(parents=True)
     record = training.finish()
     for p, e in zip(training.evaluated.parameters(), expected, strict=True):
@@ -291,7 +311,7 @@ def test_batch_norm_is_that_of_the_averaged_network(tmp_path: Path) -> None:
     training = train.Training(config, Run(tmp_path, config.id), train.Stop())
     network = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.BatchNorm1d(784), training.model)
     training.model, training.forward = network, network
-    training.optimizer = train._optimizer(network, config.train)
+    training.optimizers = train._optimizers(network, config.train)
     training.averaged = train.AveragedModel(network, multi_avg_fn=train.get_ema_multi_avg_fn(0.9))
     training.run.folder.mkdir(parents=True)
     training._fit()

@@ -196,7 +196,7 @@ def cost(networks: Networks, data_dir: Path, effort: Effort) -> dict[str, Any]:
                 times[estimator].append(_step(training, estimator, x, y))
     found = {}
     for estimator in estimators.ESTIMATORS:
-        training.optimizer.zero_grad()
+        training.model.zero_grad()
         with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as watched:
             _step(training, estimator, x, y)
         epoch = statistics.median(times[estimator][1:]) * (len(training.data.train) // config.train.batch_size)
@@ -209,12 +209,13 @@ def cost(networks: Networks, data_dir: Path, effort: Effort) -> dict[str, Any]:
 def _step(training: train.Training, estimator: str, x: Tensor, y: Tensor) -> float:
     """One step; its seconds."""
     clock = time.perf_counter()
-    training.optimizer.zero_grad()
+    training.model.zero_grad()
     parts = len(x) // estimators.EXAMPLES_AT_ONCE if estimator == "separate" else 1
     with estimators.drawn(training.model, estimator):
         for images, labels in zip(x.flatten(1).chunk(parts), y.chunk(parts), strict=True):
             (objective(training.model(images), labels, kl_of(training.model), len(training.data.train), 1.0) / parts).backward()
-    training.optimizer.step()
+    for optimizer in training.optimizers:
+        optimizer.step()
     return time.perf_counter() - clock
 
 
