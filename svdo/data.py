@@ -82,10 +82,6 @@ class Split:
         for images, labels in zip(self.images.split(size), self.labels.split(size), strict=True):
             yield self._normalised(images), labels
 
-    def inputs(self, size: int) -> Iterator[Tensor]:
-        """``chunks`` without labels."""
-        return (x for x, _ in self.chunks(size))
-
     def batches(self, size: int, seed: int, epoch: int, start: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
         """One shuffled, augmented epoch from batch ``start`` on: x (size, C, H, W) float32 and y (size,).
 

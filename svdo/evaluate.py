@@ -89,8 +89,9 @@ def reestimate_batch_norm(model: nn.Module, batches: Iterable[Tensor]) -> bool:
     """Set the running means and variances of batch norm to those of the thresholded mean network over ``batches`` of inputs.
 
     Training sees activations with noise and with the weights that are removed later, so its running statistics are not those of
-    the network that is evaluated. All batches, tensors that the model takes, count alike; one smaller than the first is left
-    out. Returns whether there was a batch norm. The model's modes are kept.
+    the network that is evaluated. Take batches as training augments them: the layers are used to those. All batches, tensors
+    that the model takes, count alike; one smaller than the first is left out. Returns whether there was a batch norm. The
+    model's modes are kept.
 
     Raises:
         UserError: where there are no batches; the statistics then stay what they were, as they do when the model fails.

@@ -164,7 +164,7 @@ class Training:
                 self._epoch(steps, bar, clock)
                 lr, _, weight = self._rates(progress.epoch, steps - 1, steps)
                 if self.averaged:
-                    reestimate_batch_norm(self.averaged, data.train.inputs(CHUNK))
+                    reestimate_batch_norm(self.averaged, self._augmented())
                 found = evaluate(self.evaluated, held_out)
                 with torch.no_grad():
                     divergence = kl(self.evaluated).item()
@@ -297,6 +297,11 @@ class Training:
             disable=None if self.config.runtime.progress else True,  # None: shown on a terminal only
         )
 
+    def _augmented(self) -> Iterator[Tensor]:
+        """The training images as training sees them: on those without padding and shifts batch norm has other statistics."""
+        data, config = self.data.train, self.config
+        return (x for x, _ in data.batches(min(CHUNK, len(data)), config.seed, config.train.epochs))
+
     def _record(self) -> Record:
         config, data, model = self.config, self.data, self.evaluated
         others: Record = {"best_epoch": self.progress.best_epoch} if self.best else {}
@@ -306,7 +311,7 @@ class Training:
         assert isinstance(config.method, Method)
         if config.method.sparsifies and self.averaged is None:  # an average has statistics of its own already
             before = evaluate(model, data.test)
-            if reestimate_batch_norm(model, data.train.inputs(CHUNK)):
+            if reestimate_batch_norm(model, self._augmented()):
                 others["test_running_statistics"] = before
         if lines := self.run.epochs():
             others["objective"] = lines[(self.progress.best_epoch or len(lines)) - 1]["train_loss"]

@@ -1,5 +1,6 @@
 """The loop, in this process."""
 
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -12,7 +13,7 @@ import svdo
 from svdo import machine, train
 from svdo.compose import compose
 from svdo.config import RuntimeConfig, TrainConfig, UserError
-from svdo.evaluate import evaluate
+from svdo.evaluate import evaluate, reestimate_batch_norm
 from svdo.fetch import Images
 from svdo.layers import Noise
 from svdo.models import VGG, build
@@ -230,6 +231,11 @@ def test_a_network_with_batch_norm_is_tested_with_its_own_statistics_and_says_wh
     assert "test_running_statistics" not in train.execute(averaged)[1]
     model, data = train.trained(config, Run(tmp_path, config.id))
     assert evaluate(model, data.test) == pytest.approx(record["test"], rel=1e-4)
+    kept = model.get_buffer("bn1.running_mean").clone()
+    for plain, same in ((True, False), (False, True)):  # estimated on images that are augmented as in training
+        split = replace(data.train, crop=0, flip=False) if plain else data.train
+        reestimate_batch_norm(model, (x for x, _ in split.batches(200, config.seed, config.train.epochs)))
+        assert torch.allclose(model.get_buffer("bn1.running_mean"), kept, rtol=1e-4, atol=1e-6) == same
 
 
 @pytest.mark.usefixtures("color_images")
