@@ -51,6 +51,7 @@ class DatasetConfig:
     flip: bool = False  # mirror each image left to right with probability 1/2
     validation: int = 0  # the last so many training images are held out and used for selection
     subset: int = 0  # use only the first so many training images (0: all)
+    test_subset: int = 0  # and so many test images
     random_labels: float = 0.0  # share of training labels replaced, once, by uniform random classes
     label_seed: int = 74632  # the 2017 authors' seed for random labels
 
@@ -58,7 +59,7 @@ class DatasetConfig:
         """Raise ``UserError`` on an unknown choice or an impossible number."""
         _one_of("dataset.name", self.name, DATASETS)
         _one_of("dataset.normalization", self.normalization, NORMALIZATIONS)
-        for key in ("crop", "validation", "subset"):
+        for key in ("crop", "validation", "subset", "test_subset"):
             _at_least(f"dataset.{key}", getattr(self, key), 0)
         _between("dataset.label_seed", self.label_seed, 0, MAX_SEED)
         _between("dataset.random_labels", self.random_labels, 0.0, 1.0)

@@ -147,7 +147,8 @@ def prepare(config: DatasetConfig, images: Images, device: torch.device) -> Data
         ready = part if normalizer.whiten is None else torch.cat([normalizer(chunk) for chunk in part.split(1000)])
         return Split(ready, part_labels.long(), normalizer, crop, flip)
 
-    test = torch.from_numpy(images.test_images).to(device), torch.from_numpy(images.test_labels).to(device)
+    tested = config.test_subset or None
+    test = torch.from_numpy(images.test_images[:tested]).to(device), torch.from_numpy(images.test_labels[:tested]).to(device)
     height, width, channels = pixels.shape[1:]
     return Data(
         train=split(pixels[:used], train_labels, config.crop, config.flip),

@@ -284,6 +284,9 @@ def test_subset_is_the_first_images_and_keeps_the_validation_images() -> None:
     assert len(data.validation) == 15
     assert len(prepared(numbered(), validation=15, subset=50).train) == 45
     assert prepared(numbered()).validation is None
+    test, few = prepared(numbered()).test, prepared(numbered(), test_subset=3).test
+    np.testing.assert_array_equal(whole(few), whole(test)[:3])
+    assert few.labels.tolist() == test.labels.tolist()[:3]
 
 
 def test_no_training_image_left_is_refused() -> None:

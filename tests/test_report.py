@@ -553,11 +553,12 @@ def test_every_claim_names_rows_and_columns_that_exist(name: str) -> None:
 
 def test_quick_shows_every_part_of_a_report_and_touches_no_result(svdo_run: Command, tmp_path: Path) -> None:
     for verb in ("run", "render"):
-        done = svdo_run(verb, "random_labels", "--quick", "dataset.subset=300", "model.width=50", program="svdo.report.cli")
+        done = svdo_run(verb, "alpha", "--quick", "dataset.subset=300", program="svdo.report.cli")
         assert done.returncode == 0, done.stderr
-    table = (tmp_path / "build" / "quick" / "tables" / "random_labels.md").read_text()
+    table = (tmp_path / "build" / "quick" / "tables" / "alpha.md").read_text()
     assert "toy settings" in table
-    assert table.count("| 1 of 1 |") == 3
+    assert table.count("| 1 of 1 |") == 2
+    assert (tmp_path / "build" / "quick" / "figures" / "alpha.png").exists()
     assert not (tmp_path / "results").exists()
 
 

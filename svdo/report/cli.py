@@ -26,7 +26,7 @@ VERBS = {
     "check": "our figures beside the published ones, a verdict per cell",
 }
 ALL = "all"
-TOY = ("dataset.subset=1000", "train.epochs=1", "results_dir=build/quick")
+TOY = ("dataset.subset=1000", "dataset.test_subset=1000", "train.epochs=1", "results_dir=build/quick")
 
 
 class _Parser(argparse.ArgumentParser):
