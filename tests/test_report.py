@@ -173,7 +173,9 @@ def test_a_figure_is_judged_at_the_digits_that_are_shown() -> None:
 
 
 def test_a_width_that_was_never_trained_is_timed_by_its_weights(tmp_path: Path) -> None:
-    put(tmp_path, {**record(("model=mlp", "model.width=100", "method=none"), 1.0, 1.0), "weights": 99_400})
+    old = {**record(("model=mlp", "model.width=100", "method=none"), 1.0, 1.0), "weights": 99_400}
+    del old["config"]["dataset"]["test_subset"], old["config"]["model"]["start_std"]  # settings that it does not know
+    put(tmp_path, old)
     seconds = [
         collect.expected_seconds(compose(["model=mlp", f"model.width={width}", "method=binary"]), list(finished(tmp_path)))
         for width in (100, 200)

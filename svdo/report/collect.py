@@ -214,15 +214,21 @@ def expected_seconds(config: Config, records: Sequence[Record], device: str = "c
         r
         for r in records
         if r["epochs"]
-        and (r["model"], r["config"]["dataset"]) == (config.model.name, wanted["dataset"])
+        and r["model"] == config.model.name
+        and _agrees(r["config"]["dataset"], wanted["dataset"])
         and r["provenance"]["device"].startswith("cpu") == (device == "cpu")
     ]
-    alike = [r for r in known if r["config"]["model"] == wanted["model"]]
+    alike = [r for r in known if _agrees(r["config"]["model"], wanted["model"])]
     factors = {r["id"]: 1.0 for r in alike} or {r["id"]: _weights(config) / r["weights"] for r in known}
     alike = alike or known
     alike = [r for r in alike if r["method"] == config.method.name] or alike
     rates = [r["seconds"] / r["epochs"] * r["config"]["train"]["batch_size"] * factors[r["id"]] for r in alike]
     return statistics.median(rates) * config.train.epochs / config.train.batch_size if rates else None
+
+
+def _agrees(recorded: Record, wanted: Record) -> bool:
+    """In all that the record knows: it can be older than a setting."""
+    return all(wanted.get(key) == value for key, value in recorded.items())
 
 
 def _weights(config: Config) -> int:
