@@ -270,8 +270,8 @@ class Training:
             if self.averaged:
                 self.averaged.load_state_dict(state["averaged"])
             checkpoint.restore_generators(state["generators"], self.device)
-            known = {**state["origins"][-1], "started": self.origins[0]["started"]}
-            self.origins = state["origins"] + [origin for origin in self.origins if origin != known]
+            earlier, now = state["origins"], self.origins[-1]
+            self.origins = earlier if {**earlier[-1], "started": now["started"]} == now else [*earlier, now]
         except (KeyError, RuntimeError, ValueError):
             raise UserError(
                 f"{self.run.checkpoint} does not fit this version of svdo; delete it and repeat the command to train anew"

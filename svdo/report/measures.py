@@ -212,8 +212,10 @@ def _step(training: train.Training, estimator: str, x: Tensor, y: Tensor) -> flo
     training.model.zero_grad()
     parts = len(x) // estimators.EXAMPLES_AT_ONCE if estimator == "separate" else 1
     with estimators.drawn(training.model, estimator):
+        divergence = kl_of(training.model)  # once a step, however many parts: all of it goes with the first
         for images, labels in zip(x.flatten(1).chunk(parts), y.chunk(parts), strict=True):
-            (objective(training.model(images), labels, kl_of(training.model), len(training.data.train), 1.0) / parts).backward()
+            (objective(training.model(images), labels, divergence, len(training.data.train), parts) / parts).backward()
+            divergence = torch.zeros(())
     for optimizer in training.optimizers:
         optimizer.step()
     return time.perf_counter() - clock
