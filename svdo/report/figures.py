@@ -178,12 +178,14 @@ def width(evidence: Evidence, watched: Sequence[Watched]) -> dict[str, bytes]:
                     at, means, stds = zip(*((x, cell.means[0], cell.stds[0]) for x, cell in ours), strict=True)
                     axis.errorbar(at, means, stds, label=label, **style)
                 if theirs:
-                    axis.plot(*zip(*theirs, strict=True), linestyle=":", markerfacecolor="none", **style)
+                    named = None if ours else f"{label}, not measured yet"
+                    axis.plot(*zip(*theirs, strict=True), linestyle=":", markerfacecolor="none", label=named, **style)
             axis.plot([], [], "o:", color="black", markerfacecolor="none", label="as published")
             axis.set(title=group, xlabel=_swept_key(rows), ylabel="test error, %")
             axis.grid(alpha=0.3)
         axis.set(ylabel="compression, |W| / |W ≠ 0|", yscale="log")
         axis.yaxis.set_major_formatter("{x:g}×")
+        axis.yaxis.set_minor_formatter("{x:g}×")
         for axis in axes[2 * index : 2 * index + 2]:
             axis.legend(fontsize=7, frameon=False)
     return {"png": _png(figure)}
