@@ -96,3 +96,31 @@ def additive_kl(theta: Tensor, log_sigma2: Tensor) -> Tensor:
     """Sum over all weights of the 2017 KL of N(theta, sigma^2), a scalar; fast, and safe at theta = 0."""
     total: Tensor = _AdditiveKL.apply(theta, log_sigma2)
     return total
+
+
+class _BoundedKL(torch.autograd.Function):
+    """Sum of ``cubic_kl`` over log alpha bounded by 0, its gradient in closed form: half the passes of autograd's graph."""
+
+    @staticmethod
+    def forward(ctx: FunctionCtx, log_alpha: Tensor) -> Tensor:
+        bounded = log_alpha.clamp(max=0.0)
+        logarithms = bounded.sum()
+        alpha = bounded.exp_()
+        alpha2 = alpha.square()
+        slope = torch.mul(alpha2, -3.0 * C3).add_(alpha, alpha=-2.0 * C2).sub_(C1).mul_(alpha).sub_(0.5)
+        ctx.save_for_backward(slope)
+        cubes = C1 * alpha.sum() + C2 * alpha2.sum() + C3 * alpha2.mul_(alpha).sum()
+        value: Tensor = -(CUBIC_CONSTANT * alpha.numel() + 0.5 * logarithms + cubes)
+        return value
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: FunctionCtx, *grad_outputs: Tensor) -> Tensor:
+        (slope,) = ctx.saved_tensors  # type: ignore[attr-defined]
+        return slope * grad_outputs[0]
+
+
+def bounded_kl(log_alpha: Tensor) -> Tensor:
+    """Sum of the 2015 KL, an alpha above 1 counting as 1; there the slope stays that at 1, which leads back."""
+    total: Tensor = _BoundedKL.apply(log_alpha)
+    return total

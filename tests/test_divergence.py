@@ -124,6 +124,21 @@ def test_both_approximations_fall_strictly_with_alpha() -> None:
     assert slopes(cubic_kl, np.linspace(-20, 0, 2001)).max() < 0
 
 
+def test_bounded_kl_is_the_cubics_sum_and_leads_back_from_above_1() -> None:
+    at = np.linspace(-20.0, 0.0, 401)
+    x = torch.tensor(at, requires_grad=True)
+    total = divergence.bounded_kl(x)
+    assert total.item() == pytest.approx(values(cubic_kl, at).sum(), rel=1e-12)
+    (slope,) = torch.autograd.grad(3.0 * total, x)
+    np.testing.assert_allclose(slope.numpy(), 3.0 * slopes(cubic_kl, at), rtol=1e-12)
+
+    above = torch.tensor([[0.5, 30.0]], dtype=torch.float64, requires_grad=True)
+    outside = divergence.bounded_kl(above)
+    assert outside.item() == pytest.approx(2.0 * cubic_kl(torch.zeros((), dtype=torch.float64)).item(), rel=1e-12)
+    (slope,) = torch.autograd.grad(outside, above)
+    np.testing.assert_allclose(slope.numpy(), np.full((1, 2), slopes(cubic_kl, np.zeros(1))[0]), rtol=1e-12)
+
+
 def test_sigmoid_kl_goes_to_0_with_infinite_alpha() -> None:
     tail = values(sigmoid_kl, np.array([20.0, 40.0, 80.0]))
     assert (tail > 0).all()

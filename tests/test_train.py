@@ -1,5 +1,6 @@
 """The loop, in this process."""
 
+import re
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -17,7 +18,7 @@ from svdo.evaluate import evaluate, reestimate_batch_norm
 from svdo.fetch import Images
 from svdo.layers import Noise
 from svdo.models import VGG, build
-from svdo.runs import Run
+from svdo.runs import REBUILT, Run
 
 QUICK = [*SMALL, "train.epochs=1", "dataset.subset=400"]
 
@@ -107,6 +108,19 @@ def test_sparse_vd_can_start_from_a_trained_network(tmp_path: Path) -> None:
     Run(tmp_path, parent["id"]).weights.unlink()
     with pytest.raises(UserError, match=r"weights.pt is missing"):
         execute(tmp_path, f"pretrained={parent['id']}")
+
+
+def test_a_run_trained_again_starts_from_weights_of_the_store_above_or_trained_again(tmp_path: Path) -> None:
+    _, parent = execute(tmp_path, "method=none")
+    again, start = f"results_dir={tmp_path / REBUILT}", f"pretrained={parent['id']}"
+    _, from_above = execute(tmp_path, start, again, "seed=1")
+    Run(tmp_path, parent["id"]).weights.unlink()
+    with pytest.raises(UserError, match=f"train that run again with {re.escape(again)}"):
+        execute(tmp_path, start, again, "seed=2")
+    assert execute(tmp_path, "method=none", again)[0] == "done"
+    _, below = execute(tmp_path, start, "seed=1")
+    assert below["train"] == from_above["train"]
+    assert not (tmp_path / REBUILT / REBUILT).exists()
 
 
 def test_what_a_parent_had_removed_starts_at_zero(tmp_path: Path) -> None:

@@ -85,8 +85,3 @@ def rate_to_log_alpha(rate: float) -> float:
 def multiply_by_noise(x: Tensor, alpha: Tensor) -> Tensor:
     """x o xi, xi ~ N(1, alpha) drawn for every element of ``x``; ``alpha`` broadcasts to ``x``."""
     return x * (1.0 + alpha.sqrt() * drawn_like(x, Tensor.normal_))
-
-
-def at_most_one(log_alpha: Tensor) -> Tensor:
-    """log alpha with alpha > 1 taken as 1; the slope stays 1 there (clamp's own slope at its bound depends on the torch)."""
-    return log_alpha - log_alpha.detach().clamp_min(0.0)

@@ -14,9 +14,9 @@ import torch
 from torch import Tensor, nn
 
 from ..config import UserError
-from ..divergence import cubic_kl
+from ..divergence import bounded_kl
 from ..layers import Noise, NoisyLayer
-from .base import DropoutMethod, at_most_one, method, multiply_by_noise, rate_to_log_alpha
+from .base import DropoutMethod, method, multiply_by_noise, rate_to_log_alpha
 
 SHARING = ("layer", "unit")
 
@@ -47,7 +47,7 @@ class VariationalInputNoise(Noise):
 
     def kl(self, weight: Tensor) -> Tensor:
         """One cubic KL term per input unit; alphas above 1 count as 1."""
-        return self.kl_scale * cubic_kl(at_most_one(self.raw_log_alpha)).expand(self.units).sum()
+        return self.kl_scale * bounded_kl(self.raw_log_alpha.expand(self.units))
 
     def log_alpha(self, weight: Tensor) -> Tensor:
         """log alpha of the input unit that each weight multiplies."""

@@ -13,9 +13,9 @@ import torch
 from torch import Tensor, nn
 
 from ..config import UserError
-from ..divergence import cubic_kl
+from ..divergence import bounded_kl
 from ..layers import Noise, NoisyLayer
-from .base import DropoutMethod, at_most_one, method, rate_to_log_alpha
+from .base import DropoutMethod, method, rate_to_log_alpha
 
 SHARING = ("layer", "unit", "weight")
 
@@ -44,7 +44,7 @@ class VariationalWeightNoise(Noise):
     def kl(self, weight: Tensor) -> Tensor:
         """One cubic KL term per weight; alphas above 1 count as 1."""
         terms_per_alpha = weight.numel() // self.raw_log_alpha.numel()
-        return cubic_kl(at_most_one(self.raw_log_alpha)).sum() * terms_per_alpha
+        return bounded_kl(self.raw_log_alpha) * terms_per_alpha
 
     def log_alpha(self, weight: Tensor) -> Tensor:
         """log alpha, broadcastable to ``weight``."""
