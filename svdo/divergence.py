@@ -110,13 +110,12 @@ class _BoundedKL(torch.autograd.Function):
         slope = torch.mul(alpha2, -3.0 * C3).add_(alpha, alpha=-2.0 * C2).sub_(C1).mul_(alpha).sub_(0.5)
         ctx.save_for_backward(slope)
         cubes = C1 * alpha.sum() + C2 * alpha2.sum() + C3 * alpha2.mul_(alpha).sum()
-        value: Tensor = -(CUBIC_CONSTANT * alpha.numel() + 0.5 * logarithms + cubes)
-        return value
+        return -(CUBIC_CONSTANT * alpha.numel() + 0.5 * logarithms + cubes)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: FunctionCtx, *grad_outputs: Tensor) -> Tensor:
-        (slope,) = ctx.saved_tensors  # type: ignore[attr-defined]
+        slope: Tensor = ctx.saved_tensors[0]  # type: ignore[attr-defined]
         return slope * grad_outputs[0]
 
 
