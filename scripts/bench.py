@@ -11,7 +11,6 @@ import argparse
 import contextlib
 import io
 import json
-import os
 import statistics
 import subprocess
 import sys
@@ -198,16 +197,9 @@ def peak_memory(name: str, kind: str) -> float:
     return float(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
 
 
-def _others_seconds() -> float:
-    """Processor seconds that this machine has spent on anything but this process and its finished children."""
-    fields = [int(field) for field in Path("/proc/stat").read_text().split("\n", 1)[0].split()[1:]]
-    idle = fields[3] + fields[4]
-    return (sum(fields[:8]) - idle) / os.sysconf("SC_CLK_TCK") - sum(os.times()[:4])
-
-
 def busy(others: float, since: float) -> str:
     """A warning where other processes used this machine ``since`` then, when theirs were ``others`` seconds; else nothing."""
-    cores = (_others_seconds() - others) / (time.perf_counter() - since)
+    cores = (machine.others_seconds() - others) / (time.perf_counter() - since)
     return (
         f"other processes used {cores:.1f} of this machine's cores meanwhile; do not quote these figures" if cores > 0.2 else ""
     )
@@ -280,7 +272,7 @@ def main() -> None:
             step()
         print(_high_water() - before)
         return
-    others, since = _others_seconds(), time.perf_counter()
+    others, since = machine.others_seconds(), time.perf_counter()
     kinds = ["dense", "dense+", "binary", "sparsevd", "sparsevd bf16_variance", "sparsevd bf16"]
     kinds += ["sparsevd compiled"] * (arguments.compile or device.type == "cuda")
     results, memory = {}, {}

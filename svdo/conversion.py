@@ -37,8 +37,9 @@ def convert(
         The converted copy. Train it with ``cross_entropy(model(x), y) + kl_weight * svdo.kl(model) / n_train``.
 
     Raises:
-        UserError: on an unknown method, field or value; on a layer that is noisy already; where no layer matches; or on a
-            subclass of Linear or Conv2d, whose behaviour a noisy layer would silently drop (exclude it).
+        UserError: on an unknown method, field or value; on a layer that is noisy already; where no layer matches, or none
+            matches a pattern of the method's settings; or on a subclass of Linear or Conv2d, whose behaviour a noisy layer
+            would silently drop (exclude it).
     """
     if isinstance(method, str):
         cls = find(method)
@@ -60,6 +61,7 @@ def convert(
     if not chosen:
         raise UserError("no Linear or Conv2d layer of the module matches include and exclude")
     candidates = {name: _twin(layer, name) for name, layer in chosen}
+    method.check_patterns(candidates)
     with torch.random.fork_rng(devices=[]):
         noises = method.noises(candidates)
     twins: dict[int, nn.Module] = {}

@@ -120,6 +120,6 @@ class _BoundedKL(torch.autograd.Function):
 
 
 def bounded_kl(log_alpha: Tensor) -> Tensor:
-    """Sum of the 2015 KL, an alpha above 1 counting as 1; there the slope stays that at 1, which leads back."""
+    """Sum of the 2015 KL, an alpha above 1 counting as 1, with the slope at 1."""
     total: Tensor = _BoundedKL.apply(log_alpha)
     return total

@@ -58,6 +58,12 @@ def keep_freed_memory() -> None:
         libc.mallopt(M_MMAP_THRESHOLD, 2**30)
 
 
+def compute_exactly() -> None:
+    """On CUDA: convolutions in float32 unless autocast says otherwise, by the same algorithm in every process."""
+    torch.backends.cudnn.allow_tf32 = False
+    torch.backends.cudnn.deterministic = True
+
+
 def compiled(function: F, device: torch.device) -> F:
     """``function`` under torch.compile; on CUDA its kernels are captured once and replayed."""
     mode = "reduce-overhead" if device.type == "cuda" else None
@@ -71,6 +77,13 @@ def device_name(device: torch.device) -> str:
     return f"{device.type} ({platform.machine()}, {torch.get_num_threads()} threads)"
 
 
+def others_seconds() -> float:
+    """Processor seconds that this machine has spent on anything but this process and its finished children; Linux only."""
+    fields = [int(field) for field in Path("/proc/stat").read_text().split("\n", 1)[0].split()[1:]]
+    idle = fields[3] + fields[4]
+    return (sum(fields[:8]) - idle) / os.sysconf("SC_CLK_TCK") - sum(os.times()[:4])
+
+
 def provenance(runtime: RuntimeConfig, device: torch.device, started: str) -> dict[str, Any]:
     """What a record says of its origin; ``started`` is a UTC time in ISO format."""
     return {
@@ -79,6 +92,7 @@ def provenance(runtime: RuntimeConfig, device: torch.device, started: str) -> di
         "python": platform.python_version(),
         "device": device_name(device),
         "precision": runtime.precision,
+        "compile": runtime.compile,
         "threads": torch.get_num_threads(),
         "host_cores": os.cpu_count(),
         "started": started,

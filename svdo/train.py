@@ -102,6 +102,7 @@ class Training:
             torch.set_num_threads(config.runtime.threads)
         self.origins = [machine.provenance(config.runtime, self.device, started)]  # now: a checkout can move on meanwhile
         machine.keep_freed_memory()
+        machine.compute_exactly()
         torch.set_flush_denormal(True)  # removed weights shrink to denormals, which CPUs multiply many times slower
         images = load(config.dataset.name, Path(config.data_dir).expanduser(), config.runtime.progress)
         self.data = prepare(config.dataset, images, self.device)
@@ -110,6 +111,7 @@ class Training:
         self.forward: Callable[[Tensor], Tensor] = self.model
         self.divergence: Callable[[nn.Module], Tensor] = kl
         if config.runtime.compile:
+            torch.compiler.reset()  # torch gives up compiling a function that has met too many networks in one process
             self.forward = machine.compiled(self.forward, self.device)
             self.divergence = machine.compiled(self.divergence, self.device)
         self.optimizers = _optimizers(self.model, config.train)
@@ -229,6 +231,8 @@ class Training:
             bar.update()
             if self.stop.number:
                 progress.sums = sums.cpu()
+                if not torch.isfinite(progress.sums).all():
+                    raise self._not_finite(None)
                 progress.seconds += time.perf_counter() - clock
                 self._save()
                 raise Interrupted(self.stop.number, f" and saved after epoch {progress.epoch + 1}, step {progress.step}")

@@ -292,6 +292,9 @@ def test_an_unknown_field_is_refused_with_the_choices() -> None:
         ("binary", {"rates": {"*": 1.0}}, ["rates", "[0, 1)"]),
         ("vd_b", {"rates": {"fc": -0.1}}, ["rates", "fc"]),
         ("binary", {"rates": 0.3}, ["rates"]),
+        ("binary", {"rates": {"*": 0.5, "fc9": 0.2}}, ["method.rates", "fc9"]),
+        ("dns", {"crispness": {"fc9*": 5.0}}, ["method.crispness", "fc9*"]),
+        ("pruning", {"quality": {"fc9": 2.0}}, ["method.quality", "fc9"]),
     ],
 )
 def test_a_bad_value_is_refused_with_what_may_stand_there(name: str, settings: dict[str, object], words: list[str]) -> None:

@@ -348,6 +348,8 @@ def test_render_refuses_a_table_that_is_not_the_declared_one(svdo_run: Command, 
     assert not (tmp_path / "results").exists()
     assert svdo_run("render", "fast", "seed=7", "results_dir=other", program="svdo.report.cli").returncode == 0
     assert (tmp_path / "other" / "tables" / "fast.md").exists()
+    assert svdo_run("run", "variance", "train.epochs=1", program="svdo.report.cli").returncode == 2
+    assert not (tmp_path / "results").exists()
 
 
 def test_a_forced_seed_is_the_only_one(report: spec.Report) -> None:
@@ -446,6 +448,7 @@ def test_a_measurement_of_networks_trains_them_first(
     assert cells["none"].means < cells["local"].means < cells["single"].means  # type: ignore[union-attr]
     cli._run(kept, False)
     assert capsys.readouterr().out.endswith("noise: everything is done\n")
+    assert collect.gather(replace(report, needs={"early": [*needed, "train.epochs=3"]})).measured is None
 
 
 def test_uncertainty_is_measured_for_three_predictions(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -538,6 +541,13 @@ def test_a_claim_is_judged_group_by_group(report: spec.Report, tmp_path: Path) -
     unlike = replace(rows[1][0], published={"test.error": 6.0})
     evidence = replace(evidence, rows=[*rows, *((replace(unlike, group="other"), items) for row, items in rows[1:])])
     assert judged(error, 5)[:2] == ("in 1 of 2", "yes")
+    once = [(replace(rows[1][0], label="once"), rows[1][1][:1])]  # its error is 1.8, of one run
+    single = ["once", "test.error"]
+    evidence = replace(evidence, rows=[*rows, *once])
+    assert judged(single, 1.9, "LeNet-300-100")[1] == "within the spread"  # that of the other row
+    assert judged(single, 2.0, "LeNet-300-100")[1] == "yes"
+    evidence = replace(evidence, rows=once)
+    assert judged(single, 1.9, "LeNet-300-100")[1] == "yes, one run"
     assert index._word([True, False, None]) == "in 1 of 3, 1 within the spread"
 
 

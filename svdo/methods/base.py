@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field, fields
 from fnmatch import fnmatchcase
 from typing import ClassVar, TypeVar
 
@@ -30,6 +30,16 @@ class Method(Choice):
     def noises(self, layers: Mapping[str, NoisyLayer]) -> dict[str, Noise | None]:
         """``noise`` of each layer by name; a method whose layers share something overrides this instead."""
         return {name: self.noise(layer, name) for name, layer in layers.items()}
+
+    def check_patterns(self, layers: Collection[str]) -> None:
+        """Raise ``UserError`` where a setting by layer has a pattern that matches none of ``layers``."""
+        for setting in fields(self):
+            if isinstance(patterns := getattr(self, setting.name), Mapping):
+                for pattern in patterns:
+                    require(
+                        any(fnmatchcase(name, pattern) for name in layers),
+                        f"method.{setting.name}: no layer is called {pattern}; take names or patterns of: {', '.join(layers)}",
+                    )
 
 
 @dataclass

@@ -32,10 +32,12 @@ class Mixture(nn.Module):
 
     def __init__(self, settings: "SWS") -> None:
         super().__init__()
-        self.zero_share = settings.zero_share
         self.means = nn.Parameter(torch.linspace(-settings.span, settings.span, settings.components))
         self.log_precisions = nn.Parameter(torch.full((settings.components + 1,), -2.0 * math.log(settings.width)))
         self.log_shares = nn.Parameter(torch.zeros(settings.components))
+        self.zero_share = settings.zero_share
+        self.log_zero_share: Tensor  # a buffer: making it anew in each step would keep a GPU waiting
+        self.register_buffer("log_zero_share", torch.tensor([math.log(settings.zero_share)]), persistent=False)
         a, b = torch.tensor([ZERO_PRIOR] + [OTHERS_PRIOR] * settings.components).T
         self.a: Tensor
         self.b: Tensor
@@ -45,8 +47,11 @@ class Mixture(nn.Module):
     def components(self) -> tuple[Tensor, Tensor, Tensor]:
         """log pi, mu and log lambda of all components, each of shape (components + 1,)."""
         log_shares = torch.log_softmax(self.log_shares, 0) + math.log1p(-self.zero_share)
-        zero = self.means.new_tensor([math.log(self.zero_share)])
-        return torch.cat([zero, log_shares]), torch.cat([self.means.new_zeros(1), self.means]), self.log_precisions
+        return (
+            torch.cat([self.log_zero_share, log_shares]),
+            torch.cat([self.means.new_zeros(1), self.means]),
+            self.log_precisions,
+        )
 
     def coefficients(self) -> Tensor:
         """Of w^2, w and 1 in log pi_j + log N(w | mu_j, 1 / lambda_j), a (components + 1, 3) matrix."""

@@ -4,7 +4,8 @@
 
 The noise variables are the s_i of w_i = s_i theta_i (row i of theta), so the KL counts one term per input unit: in_features
 for Linear, in_channels for Conv2d (whose noise is drawn per activation, its alpha shared over positions). alpha above 1 is
-projected back after each step: larger noise gives high-variance gradients and poor optima, and the cubic KL is invalid there.
+projected back before each noisy pass: larger noise gives high-variance gradients and poor optima, and the cubic KL is invalid
+there.
 """
 
 from dataclasses import dataclass

@@ -3,7 +3,7 @@
     q(w_ij) = N(theta_ij, alpha_ij theta_ij^2),   loss = -log likelihood + KL,   alpha <= 1 (p <= 1/2)
 
 sampled through the local reparameterization. The KL counts one term per weight, also where weights share their alpha.
-alpha above 1 is projected back after each step, so no weight ever reaches the pruning threshold of the 2017 paper.
+alpha above 1 is projected back before each noisy pass, so no weight ever reaches the pruning threshold of the 2017 paper.
 """
 
 from dataclasses import dataclass

@@ -50,9 +50,9 @@ def main() -> None:
     arguments = parser.parse_intermixed_args()
     with exit_status():
         overrides = [*TOY, *arguments.overrides] if arguments.quick else arguments.overrides
-        if arguments.verb == "render":
-            _refuse_to_mix(overrides)
         reports = [spec.load(name) for name in (spec.names() if arguments.name == ALL else [arguments.name])]
+        if arguments.verb == "render" or (arguments.verb == "run" and any(report.measure for report in reports)):
+            _refuse_to_mix(overrides)
         act = {"plan": _plan, "run": _run, "render": _render, "check": _check}[arguments.verb]
         several, failed = len(reports) > 1, False
         gathered = [collect.gather(spec.toy(report) if arguments.quick else report, overrides) for report in reports]
@@ -71,7 +71,7 @@ def main() -> None:
 
 
 def _refuse_to_mix(overrides: list[str]) -> None:
-    """A table changed by overrides must not take the place of the declared one."""
+    """A table or measurement changed by overrides must not take the place of the declared one."""
     keys = [item.lstrip("+~").partition("=")[0] for item in overrides]
     changing = [key for key in keys if key not in ("results_dir", "data_dir") and not key.startswith("runtime.")]
     if changing and "results_dir" not in keys:

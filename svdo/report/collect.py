@@ -100,18 +100,25 @@ def gather(report: Report, extra: Sequence[str] = ()) -> Evidence:
     ways = ("results_dir=", "data_dir=", "runtime.")
     where = compose([item for item in (*report.overrides, *extra) if item.lstrip("+").startswith(ways)])
     results_dir, data_dir = (Path(path).expanduser() for path in (where.results_dir, where.data_dir))
+    needs = {name: runs(report, Row(overrides=overrides), extra) for name, overrides in report.needs.items()}
     kept = measurement(report, results_dir)
     try:
         measured = json.loads(kept.read_text("utf-8")) if report.measure and kept.exists() else None
     except (OSError, ValueError) as error:
         raise UserError(f"{kept} cannot be read ({error}); restore it, or delete it to measure anew") from None
+    if measured and measured.get("networks") != ids(needs):
+        measured = None  # it looked at other networks than are declared now
     rows: Rows = []
     for row in report.rows:
         outcomes = [Finding(record) for record in (measured or {}).get(row.measured, [None])] if row.measured else []
         rows.append((row, [*runs(report, row, extra), *outcomes]))
     figures = [(figure, watched(report, figure, extra)) for figure in report.figures]
-    needs = {name: runs(report, Row(overrides=overrides), extra) for name, overrides in report.needs.items()}
     return Evidence(report, results_dir, data_dir, where.runtime, rows, figures, needs, measured)
+
+
+def ids(needs: dict[str, list[Planned]]) -> dict[str, list[str]]:
+    """The runs whose networks a measurement looks at, as it keeps them."""
+    return {name: [run.config.id for run in planned] for name, planned in needs.items()}
 
 
 def measurement(report: Report, results_dir: Path) -> Path:

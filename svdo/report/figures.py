@@ -285,7 +285,7 @@ def parameterization(evidence: Evidence, watched: Sequence[Watched]) -> dict[str
     figure, (bound, sparse, variance) = _subplots(3, width=4.4, height=3.6)
     for number, (row, items) in enumerate(evidence.rows):
         runs = [run.run.epochs() for run in items if isinstance(run, Planned) and run.record]
-        style: dict[str, Any] = {"color": COLOURS[number], "linestyle": "-" if number == 0 else "--", "label": row.label}
+        style: dict[str, Any] = {"color": COLOURS[number], "linestyle": ("-", "--", ":")[number], "label": row.label}
         for axis, quantity in ((bound, _bound), (sparse, _sparsity)) if runs else ():
             values = np.array([[quantity(line) for line in lines] for lines in runs])
             mean, spread, epochs = values.mean(0), values.std(0), [line["epoch"] for line in runs[0]]

@@ -12,7 +12,7 @@ from tabulate import tabulate
 from ..runs import Record
 from . import render
 from .collect import Evidence, measure, verdict
-from .spec import Claim
+from .spec import Claim, Column
 
 INTRODUCTION = """\
 # What was measured
@@ -23,22 +23,23 @@ them: {decided} of {claims} are measured; {held} hold, {failed} do not, {rest} a
 `svdo-report render all` writes this page from the records in `runs/` and `measured/`.
 
 A claim holds where means over seeds are in its order, and stays undecided where they are nearer to each other than the larger
-of their standard deviations; a figure without ± is of one run, so its spread is not known. A bound such as 67.5 is the least
-that rounds to the published 68."""
+of their standard deviations. A figure without ± is of one run: its spread is taken to be the largest that a row of its network
+has, and where no row has any, the verdict says that it is of one run. A bound such as 67.5 is the least that rounds to the
+published 68."""
 OWN = "Questions that the papers do not ask:"
 VERDICTS = """\
 Below, a published figure is *reached* where ours is at least as good at the digits shown, *close* where it is at most a tenth
 worse, *short* where it is worse than that, and *open* where ours is not measured."""
-HOLDS, FAILS, TIE, UNKNOWN = "yes", "**no**", "within the spread", "not measured yet"
+HOLDS, FAILS, TIE, UNKNOWN, ONCE = "yes", "**no**", "within the spread", "not measured yet", ", one run"
 
 
 @dataclass(frozen=True)
 class Side:
-    """One figure of a claim: its mean and spread, and how it is written, which is nothing while it is not measured."""
+    """One figure of a claim: its mean, how it is written (as nothing while it is not measured), and its spread if known."""
 
     mean: float
     text: str
-    std: float = 0.0
+    std: float | None = 0.0
 
 
 def page(reports: Sequence[Evidence]) -> dict[Path, bytes]:
@@ -46,7 +47,7 @@ def page(reports: Sequence[Evidence]) -> dict[Path, bytes]:
     reports = sorted(reports, key=lambda evidence: evidence.report.place)
     papers, ours = ([item for item in reports if item.report.own == own] for own in (False, True))
     claims = _claims(papers)
-    words = [row[2] for row in claims]
+    words = [row[2].removesuffix(ONCE) for row in claims]
     decided, held, failed = sum(word != UNKNOWN for word in words), words.count(HOLDS), words.count(FAILS)
     toy = ["# Toy settings: no figure here can be compared with anything"] * any(item.report.quick for item in reports)
     headers = ["claim", "in the published figures", "in ours", "measured", "table"]
@@ -77,8 +78,14 @@ def judged(evidence: Evidence, claim: Claim) -> tuple[str, str, str]:
     both = [(group, less, more) for group, less, more in sides if less is not None and more is not None]
     known = [(group, less, more) for group, less, more in both if less.text and more.text]
     published = [less < more for less, more in quoted if less is not None and more is not None]
-    held = [None if abs(less.mean - more.mean) < max(less.std, more.std) else less.mean < more.mean for _, less, more in known]
+    spreads = [(less.std or 0.0, more.std or 0.0) for _, less, more in known]
+    held = [
+        None if abs(less.mean - more.mean) < max(spread) else less.mean < more.mean
+        for (_, less, more), spread in zip(known, spreads, strict=True)
+    ]
     word = _word(held) or UNKNOWN
+    if any(None in (less.std, more.std) for _, less, more in known):
+        word += ONCE
     if 0 < len(known) < len(both):
         word += f" ({len(both) - len(known)} {UNKNOWN})"
     named = len(both) > 1
@@ -107,8 +114,15 @@ def _measured(evidence: Evidence, side: Any, group: str) -> Side | None:
             if found is None:
                 return Side(0.0, "")
             part = f" ({found.n} of {len(items)} runs)" if found.n < len(items) else ""
-            return Side(found.means[0], f"{label} {render.measured_text(found, column)}{part}", found.stds[0])
+            std = found.stds[0] if found.n > 1 else _spread(evidence, column, group)
+            return Side(found.means[0], f"{label} {render.measured_text(found, column)}{part}", std)
     return None
+
+
+def _spread(evidence: Evidence, column: Column, group: str) -> float | None:
+    """The largest that a row of the group has over its seeds; None where none has several."""
+    several = (measure(items, column) for row, items in evidence.rows if row.group == group)
+    return max((found.stds[0] for found in several if found is not None and found.n > 1), default=None)
 
 
 def _place(side: Any, group: str) -> tuple[str, str, str]:
@@ -157,5 +171,6 @@ def _provenance(records: Sequence[Record]) -> str:
     sources = [record["provenance"] for record in records]
     days = sorted({source["started"][:10] for source in sources})
     devices, versions = (", ".join(sorted({source[key] for source in sources})) for key in ("device", "torch"))
+    precisions = ", ".join(sorted({source["precision"] for source in sources}))
     hours = sum(record["seconds"] for record in records) / 3600
-    return f"{hours:.1f} hours on {devices}, torch {versions}, {' to '.join(dict.fromkeys((days[0], days[-1])))}"
+    return f"{hours:.1f} hours on {devices}, {precisions}, torch {versions}, {' to '.join(dict.fromkeys((days[0], days[-1])))}"

@@ -47,7 +47,7 @@ def watch(config: Config, run: Run) -> dict[str, np.ndarray]:
 
     ``epochs`` (E,), and after each ``filters`` (E, out, in, h, w) and ``piece`` (E, *PIECE) of the first layers; ``layers`` and
     their ``log_alpha`` counts in ``bins``; ``thresholds``, and ``error`` (percent, test set) and ``compression`` at each; the
-    ``record`` of what was watched, as JSON, since a run trained again for its weights differs from the first by rounding.
+    ``record`` of what was watched, as JSON, since a run trained again for its weights on other threads ends as another network.
     """
     snapshots = {epoch: checkpoint.load(path) for epoch, path in run.snapshots().items()}
     first = next(iter(snapshots.values()))
