@@ -548,6 +548,8 @@ def test_a_claim_is_judged_group_by_group(report: spec.Report, tmp_path: Path) -
     assert judged(single, 2.0, "LeNet-300-100")[1] == "yes"
     evidence = replace(evidence, rows=once)
     assert judged(single, 1.9, "LeNet-300-100")[1] == "yes, one run"
+    evidence = replace(evidence, rows=[(once[0][0], [collect.Finding({"test": {"error": 1.8}})])])
+    assert judged(single, 1.9, "LeNet-300-100")[1] == "yes"
     assert index._word([True, False, None]) == "in 1 of 3, 1 within the spread"
 
 

@@ -11,7 +11,7 @@ from tabulate import tabulate
 
 from ..runs import Record
 from . import render
-from .collect import Evidence, measure, verdict
+from .collect import Evidence, Planned, measure, verdict
 from .spec import Claim, Column
 
 INTRODUCTION = """\
@@ -114,7 +114,8 @@ def _measured(evidence: Evidence, side: Any, group: str) -> Side | None:
             if found is None:
                 return Side(0.0, "")
             part = f" ({found.n} of {len(items)} runs)" if found.n < len(items) else ""
-            std = found.stds[0] if found.n > 1 else _spread(evidence, column, group)
+            trained = any(isinstance(item, Planned) for item in items)  # what a measurement finds has no spread over seeds
+            std = found.stds[0] if found.n > 1 or not trained else _spread(evidence, column, group)
             return Side(found.means[0], f"{label} {render.measured_text(found, column)}{part}", std)
     return None
 
