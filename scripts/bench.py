@@ -197,12 +197,11 @@ def peak_memory(name: str, kind: str) -> float:
     return float(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
 
 
-def busy(others: float, since: float) -> str:
-    """A warning where other processes used this machine ``since`` then, when theirs were ``others`` seconds; else nothing."""
-    cores = (machine.others_seconds() - others) / (time.perf_counter() - since)
-    return (
-        f"other processes used {cores:.1f} of this machine's cores meanwhile; do not quote these figures" if cores > 0.2 else ""
-    )
+def busy(cores: float | None) -> str:
+    """A warning where other processes used so many of this machine's cores meanwhile; else nothing."""
+    if cores is None or cores <= 0.2:
+        return ""
+    return f"other processes used {cores:.1f} of this machine's cores meanwhile; do not quote these figures"
 
 
 def report(
@@ -272,7 +271,7 @@ def main() -> None:
             step()
         print(_high_water() - before)
         return
-    others, since = machine.others_seconds(), time.perf_counter()
+    others = machine.watch_others()
     kinds = ["dense", "dense+", "binary", "sparsevd", "sparsevd bf16_variance", "sparsevd bf16"]
     kinds += ["sparsevd compiled"] * (arguments.compile or device.type == "cuda")
     results, memory = {}, {}
@@ -292,7 +291,7 @@ def main() -> None:
         " dense step in torch's default settings. x limit: over twice the products alone, which is what a mean and a variance"
         " path must compute. dense+ has what the noisy steps have too: channels_last and fused Adam. peak MiB: of three"
         " such steps in a fresh process, beyond torch itself.",
-        *filter(None, [busy(others, since)]),
+        *filter(None, [busy(others())]),
     ]
     text = report(results, memory, epochs, feeding, notes)
     print(text)

@@ -10,6 +10,7 @@ import os
 import platform
 import subprocess
 import tempfile
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import IO, Any, TypeVar, cast
@@ -77,9 +78,23 @@ def device_name(device: torch.device) -> str:
     return f"{device.type} ({platform.machine()}, {torch.get_num_threads()} threads)"
 
 
-def others_seconds() -> float:
-    """Processor seconds that this machine has spent on anything but this process and its finished children; Linux only."""
-    fields = [int(field) for field in Path("/proc/stat").read_text().split("\n", 1)[0].split()[1:]]
+def watch_others() -> Callable[[], float | None]:
+    """Call the result for how many cores other processes have kept busy since, on average; None where only Linux would know."""
+    before, clock = _others_seconds(), time.perf_counter()
+
+    def cores() -> float | None:
+        now = _others_seconds()
+        return None if before is None or now is None else max((now - before) / (time.perf_counter() - clock), 0.0)
+
+    return cores
+
+
+def _others_seconds() -> float | None:
+    """Processor seconds that this machine has spent on anything but this process and its finished children."""
+    try:
+        fields = [int(field) for field in Path("/proc/stat").read_text().split("\n", 1)[0].split()[1:]]
+    except FileNotFoundError:
+        return None
     idle = fields[3] + fields[4]
     return (sum(fields[:8]) - idle) / os.sysconf("SC_CLK_TCK") - sum(os.times()[:4])
 

@@ -124,7 +124,7 @@ def test_both_approximations_fall_strictly_with_alpha() -> None:
     assert slopes(cubic_kl, np.linspace(-20, 0, 2001)).max() < 0
 
 
-def test_bounded_kl_is_the_cubics_sum_and_leads_back_from_above_1() -> None:
+def test_bounded_kl_is_the_cubics_sum_and_above_1_that_at_1_with_its_slope() -> None:
     at = np.linspace(-20.0, 0.0, 401)
     x = torch.tensor(at, requires_grad=True)
     total = divergence.bounded_kl(x)

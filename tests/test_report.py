@@ -341,7 +341,7 @@ def test_a_measurement_is_made_once_kept_and_rendered(svdo_run: Command, tmp_pat
     assert svdo_run("plan", "kl", program="svdo.report.cli").returncode == 2
 
 
-def test_render_refuses_a_table_that_is_not_the_declared_one(svdo_run: Command, tmp_path: Path) -> None:
+def test_a_table_or_measurement_that_is_not_the_declared_one_goes_elsewhere(svdo_run: Command, tmp_path: Path) -> None:
     refused = svdo_run("render", "fast", "+seed=7", program="svdo.report.cli")
     assert refused.returncode == 2
     assert "say where it goes with results_dir=..." in refused.stderr

@@ -106,7 +106,7 @@ def gather(report: Report, extra: Sequence[str] = ()) -> Evidence:
         measured = json.loads(kept.read_text("utf-8")) if report.measure and kept.exists() else None
     except (OSError, ValueError) as error:
         raise UserError(f"{kept} cannot be read ({error}); restore it, or delete it to measure anew") from None
-    if measured and measured.get("networks") != ids(needs):
+    if measured and measured.get("networks") != network_ids(needs):
         measured = None  # it looked at other networks than are declared now
     rows: Rows = []
     for row in report.rows:
@@ -116,7 +116,7 @@ def gather(report: Report, extra: Sequence[str] = ()) -> Evidence:
     return Evidence(report, results_dir, data_dir, where.runtime, rows, figures, needs, measured)
 
 
-def ids(needs: dict[str, list[Planned]]) -> dict[str, list[str]]:
+def network_ids(needs: dict[str, list[Planned]]) -> dict[str, list[str]]:
     """The runs whose networks a measurement looks at, as it keeps them."""
     return {name: [run.config.id for run in planned] for name, planned in needs.items()}
 

@@ -78,11 +78,7 @@ def judged(evidence: Evidence, claim: Claim) -> tuple[str, str, str]:
     both = [(group, less, more) for group, less, more in sides if less is not None and more is not None]
     known = [(group, less, more) for group, less, more in both if less.text and more.text]
     published = [less < more for less, more in quoted if less is not None and more is not None]
-    spreads = [(less.std or 0.0, more.std or 0.0) for _, less, more in known]
-    held = [
-        None if abs(less.mean - more.mean) < max(spread) else less.mean < more.mean
-        for (_, less, more), spread in zip(known, spreads, strict=True)
-    ]
+    held = [_order(less, more) for _, less, more in known]
     word = _word(held) or UNKNOWN
     if any(None in (less.std, more.std) for _, less, more in known):
         word += ONCE
@@ -93,6 +89,12 @@ def judged(evidence: Evidence, claim: Claim) -> tuple[str, str, str]:
         f"{group}: " * named + f"{less.text} {'<' if less.mean < more.mean else '≥'} {more.text}" for group, less, more in known
     ]
     return _word(published), word, "; ".join(figures)
+
+
+def _order(less: Side, more: Side) -> bool | None:
+    """Whether the first is below the second; None where they are nearer to each other than the larger of their spreads."""
+    spread = max(less.std or 0.0, more.std or 0.0)
+    return None if abs(less.mean - more.mean) < spread else less.mean < more.mean
 
 
 def _word(held: Sequence[bool | None]) -> str:

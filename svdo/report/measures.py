@@ -7,7 +7,6 @@ import itertools
 import json
 import math
 import statistics
-import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -35,7 +34,7 @@ from ..objective import objective
 from ..prune import at_threshold
 from ..runs import Run
 from ..runs import with_weights as runs_with_weights
-from .collect import Evidence, ids, measurement
+from .collect import Evidence, measurement, network_ids
 
 Networks = dict[str, list[tuple[nn.Module, Data]]]  # those that a report needs, with their data, one per seed
 
@@ -83,7 +82,7 @@ def measure(evidence: Evidence) -> None:
         found[row] = [
             {"id": f"{report.name}/{row}", **record, "seconds": seconds, "provenance": provenance} for record in found[row]
         ]
-    found["networks"] = ids(evidence.needs)
+    found["networks"] = network_ids(evidence.needs)
     path = measurement(report, evidence.results_dir)
     path.parent.mkdir(parents=True, exist_ok=True)
     text = json.dumps(found, indent=1, allow_nan=False) + "\n"
@@ -191,14 +190,13 @@ def cost(networks: Networks, data_dir: Path, effort: Effort) -> dict[str, Any]:
         estimator: effort.separate_steps if estimator == "separate" else effort.steps for estimator in estimators.ESTIMATORS
     }
     times: dict[str, list[float]] = {estimator: [] for estimator in estimators.ESTIMATORS}
-    known = sys.platform == "linux"
-    others, clock = machine.others_seconds() if known else 0.0, time.perf_counter()
+    others = machine.watch_others()
     batches = training.data.train.batches(config.train.batch_size, 0, 0)
     for number, (x, y) in zip(range(effort.steps + 1), batches, strict=False):
         for estimator in estimators.ESTIMATORS:  # in turn, so that a slower minute of the machine is everyone's
             if number <= steps[estimator]:
                 times[estimator].append(_step(training, estimator, x, y))
-    others = (machine.others_seconds() - others) / (time.perf_counter() - clock) if known else 0.0
+    cores = others()
     found = {}
     for estimator in estimators.ESTIMATORS:
         training.model.zero_grad()
@@ -208,8 +206,8 @@ def cost(networks: Networks, data_dir: Path, effort: Effort) -> dict[str, Any]:
         found[estimator] = {"epoch_seconds": epoch, "memory": _peak(watched) / 2**20, "steps": steps[estimator]}
     for record in found.values():
         record["times_local"] = record["epoch_seconds"] / found["local"]["epoch_seconds"]
-        if known:
-            record["other_cores"] = max(others, 0.0)
+        if cores is not None:
+            record["other_cores"] = cores
     return {estimator: [record] for estimator, record in found.items()}
 
 
