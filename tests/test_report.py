@@ -83,6 +83,27 @@ def test_every_declared_report_loads_and_its_rows_compose(name: str) -> None:
         assert len(collect.watched(report, figure)) == len(figure.runs)
 
 
+def test_a_run_is_planned_after_all_that_it_starts_from(tmp_path: Path) -> None:
+    base = [*SMALL_RUN, f"results_dir={tmp_path}"]
+    rows = [
+        Row("net", "Original", [*base, "method=none"]),
+        Row("net", "Longer", [*base, "method=none", "train.epochs=2"], parent="Original"),
+        Row("net", "Sparse VD", [*base, "method=sparsevd"], parent="Longer", seeds=[1, 0]),
+    ]
+    chained = spec.Report("chained", rows=rows)
+    first, second = collect.runs(chained, rows[2])
+    assert first.config.pretrained == first.parent.config.id
+    assert first.parent.config.pretrained == first.parent.parent.config.id
+    assert [(run.config.method.name, run.config.seed) for run in collect.missing([first])] == [
+        ("none", 1),
+        ("none", 1),
+        ("sparsevd", 1),
+    ]
+    assert collect.missing([first, second])[3:] == [second.parent.parent, second.parent, second]
+    with pytest.raises(UserError, match=r"report/chained\.yaml: Longer: no row above it in net is called Original"):
+        collect.runs(replace(chained, rows=rows[1:]), rows[1])
+
+
 def test_an_unknown_report_is_refused_with_the_choices() -> None:
     with pytest.raises(UserError, match=f"take one of: {', '.join(spec.names())}"):
         spec.load("minst")
@@ -199,7 +220,7 @@ def small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Captur
         overrides=["runtime.progress=false"],
         seeds=[0, 1],
         columns=[Column("test.error", "error"), Column("compression", "compression", better="higher")],
-        rows=[Row("net", "child", sparse, parent=dense, seeds=[1]), Row("net", "dense", dense)],
+        rows=[Row("net", "dense", dense), Row("net", "child", sparse, parent="dense", seeds=[1])],
         figures=[Figure("seen", "log_alpha", [WATCHED]), Figure("steps", "training", [WATCHED])],
     )
     monkeypatch.setattr(spec, "load", lambda name: report)
@@ -218,8 +239,8 @@ def test_a_report_trains_parents_first_watches_and_draws(small: Callable[[str], 
     parents = [compose([*SMALL_RUN, "method=none", f"seed={seed}"]).id for seed in (0, 1)]
     child = compose([*SMALL_RUN, "method=sparsevd", "method.log_sigma2=-8", "seed=1", f"pretrained={parents[1]}"]).id
     plan = small("plan").splitlines()
-    assert [line.split("   #")[0].split(" pretrained=")[-1].split()[0] for line in plan[1:2]] == [parents[1]]
-    assert "method=none" in plan[0] and "seed=1" in plan[0]
+    assert all("method=none" in line and f"seed={seed}" in line for seed, line in enumerate(plan[:2]))
+    assert f"pretrained={parents[1]}" in plan[2]
     assert "runtime.snapshots=1" in plan[3]
     assert plan[-1].startswith("small: 0 of 3 runs done, 3 missing")
 
@@ -297,12 +318,14 @@ def test_without_matplotlib_tables_are_rendered_and_figures_named(
 def test_a_sweep_stands_for_a_row_per_value_and_is_drawn_over_it(tmp_path: Path) -> None:
     published = {"test.error": [9.0, None], "compression": [2.0, 3.0]}
     base = ["dataset.subset=300", f"results_dir={tmp_path}"]
-    sweep = Row("mlp", "Sparse VD", [*base, "model=mlp", "method=sparsevd"], parent=["method=none"], seeds=[0, 1])
+    sweep = Row("mlp", "Sparse VD", [*base, "model=mlp", "method=sparsevd"], parent="Original", seeds=[0, 1])
     rows = spec._expanded(replace(sweep, sweep={"model.width": [8, 16]}, published=published, source="2017"))
     assert [row.group for row in rows] == ["mlp width=8", "mlp width=16"]
     assert [row.published for row in rows] == [{"test.error": 9.0, "compression": 2.0}, {"compression": 3.0}]
-    assert [row.parent for row in rows] == [["method=none", f"model.width={width}"] for width in (8, 16)]
-    collected = [(row, collect.runs(spec.Report(), replace(row, parent=None))) for row in rows]
+    originals = spec._expanded(Row("mlp", "Original", [*base, "model=mlp", "method=none"], sweep={"model.width": [8, 16]}))
+    starts = [run.parent for row in rows for run in collect.runs(spec.Report(rows=[*originals, *rows]), row)]
+    assert [(run.config.model.width, run.config.seed) for run in starts] == [(8, 0), (8, 1), (16, 0), (16, 1)]
+    collected = [(row, collect.runs(spec.Report(), replace(row, parent=""))) for row in rows]
     assert [run.config.as_dict()["model"]["width"] for _, planned in collected for run in planned] == [8, 8, 16, 16]
     for _, planned in collected:
         put(tmp_path, {**record(planned[0].overrides, 4.0, 2.0), "sparsity": 50.0})
@@ -550,6 +573,10 @@ def test_a_claim_is_judged_group_by_group(report: spec.Report, tmp_path: Path) -
     assert judged(single, 1.9, "LeNet-300-100")[1] == "yes, one run"
     evidence = replace(evidence, rows=[(once[0][0], [collect.Finding({"test": {"error": 1.8}})])])
     assert judged(single, 1.9, "LeNet-300-100")[1] == "yes"
+    assert judged(single, 1.8, "LeNet-300-100")[1:] == (
+        "within the spread",
+        "once 1.80 ≥ 1.8",
+    )  # equal: a tie, even without spread
     assert index._word([True, False, None]) == "in 1 of 3, 1 within the spread"
 
 

@@ -19,6 +19,7 @@ from ..config import Config, RuntimeConfig, UserError
 from ..layers import weight_layers
 from ..models import Model
 from ..runs import REBUILT, Record, Run, with_weights
+from . import spec
 from .spec import Column, Figure, Report, Row
 
 
@@ -126,19 +127,26 @@ def measurement(report: Report, results_dir: Path) -> Path:
     return results_dir / "measured" / f"{report.name}.json"
 
 
-def runs(report: Report, row: Row, extra: Sequence[str] = ()) -> list[Planned]:
-    """The runs of a row, one per seed; empty for a row that is quoted only."""
+def runs(report: Report, row: Row, extra: Sequence[str] = (), seeds: Sequence[int] | None = None) -> list[Planned]:
+    """The runs of a row, one per seed, by default its own or else the report's; empty for a row that is quoted only.
+
+    Raises:
+        UserError: where an override is not one, or no row above it has the label of its parent.
+    """
     if row.overrides is None:
         return []
-    start = compose((*report.overrides, *row.parent, *extra)) if row.parent is not None else None
     child = compose((*report.overrides, *row.overrides, *extra))
     given = any(item.lstrip("+").startswith("seed=") for item in (*row.overrides, *extra))
+    if given:
+        seeds = [child.seed]
+    elif seeds is None:
+        seeds = report.seeds if row.seeds is None else row.seeds
+    parents = runs(report, spec.parent(report, row), extra, seeds) if row.parent else [None] * len(seeds)
     planned = []
-    for seed in [child.seed] if given else report.seeds if row.seeds is None else row.seeds:
+    for seed, parent in zip(seeds, parents, strict=True):
         ending = (*extra,) if given else (f"seed={seed}", *extra)
-        overrides, config, parent = (*report.overrides, *row.overrides), replace(child, seed=seed), None
-        if row.parent is not None and start is not None:
-            parent = Planned((*report.overrides, *row.parent, *ending), replace(start, seed=seed))
+        overrides, config = (*report.overrides, *row.overrides), replace(child, seed=seed)
+        if parent is not None:
             overrides, config = (*overrides, f"pretrained={parent.config.id}"), replace(config, pretrained=parent.config.id)
         planned.append(Planned((*overrides, *ending), config, parent))
     return planned
@@ -151,14 +159,15 @@ def watched(report: Report, figure: Figure, extra: Sequence[str] = ()) -> list[P
 
 
 def missing(planned: Sequence[Planned]) -> list[Planned]:
-    """What is to be trained, in order and each once: before a run without record its parent, if that has no weights."""
-    found: dict[str, Planned] = {}
-    for run in planned:
-        if run.record is None:
-            if run.parent is not None and (parent := without_weights(run.parent)):
-                found[parent.config.id] = parent
-            found[run.config.id] = run
-    return list(found.values())
+    """What is to be trained, in order and each once: a run without record, after what it starts from if that has no weights."""
+    lineages = [_lineage(run) for run in planned if run.record is None]
+    return list({item.config.id: item for lineage in lineages for item in lineage}.values())
+
+
+def _lineage(run: Planned) -> list[Planned]:
+    """The run, and before it what it starts from, as far back as weights are to be trained."""
+    parent = run.parent and without_weights(run.parent)
+    return [*(_lineage(parent) if parent else ()), run]
 
 
 def without_weights(run: Planned) -> Planned | None:

@@ -22,10 +22,10 @@ Dropout Sparsifies Deep Neural Networks* (Molchanov, Ashukha, Vetrov 2017), or o
 them: {decided} of {claims} are measured; {held} hold, {failed} do not, {rest} are undecided or hold in part.
 `svdo-report render all` writes this page from the records in `runs/` and `measured/`.
 
-A claim holds where means over seeds are in its order, and stays undecided where they are nearer to each other than the larger
-of their standard deviations. A figure without ± is of one run: its spread is taken to be the largest that a row of its network
-has, and where no row has any, the verdict says that it is of one run. A bound such as 67.5 is the least that rounds to the
-published 68."""
+A claim holds where means over seeds, at the digits shown, are in its order, and stays undecided where they are equal or no
+further apart than the larger of their standard deviations. A figure without ± is of one run: its spread is taken to be the
+largest that a row of its network has, and where no row has any, the verdict says that it is of one run. A bound such as 67.5
+is the least that rounds to the published 68."""
 OWN = "Questions that the papers do not ask:"
 VERDICTS = """\
 Below, a published figure is *reached* where ours is at least as good at the digits shown, *close* where it is at most a tenth
@@ -35,7 +35,7 @@ HOLDS, FAILS, TIE, UNKNOWN, ONCE = "yes", "**no**", "within the spread", "not me
 
 @dataclass(frozen=True)
 class Side:
-    """One figure of a claim: its mean, how it is written (as nothing while it is not measured), and its spread if known."""
+    """One figure of a claim: its mean at the digits shown, how it is written (empty until measured), its spread if known."""
 
     mean: float
     text: str
@@ -92,9 +92,9 @@ def judged(evidence: Evidence, claim: Claim) -> tuple[str, str, str]:
 
 
 def _order(less: Side, more: Side) -> bool | None:
-    """Whether the first is below the second; None where they are nearer to each other than the larger of their spreads."""
+    """Whether the first is below the second; None where they are no further apart than the larger of their spreads."""
     spread = max(less.std or 0.0, more.std or 0.0)
-    return None if abs(less.mean - more.mean) < spread else less.mean < more.mean
+    return None if abs(less.mean - more.mean) <= spread else less.mean < more.mean
 
 
 def _word(held: Sequence[bool | None]) -> str:
@@ -118,7 +118,9 @@ def _measured(evidence: Evidence, side: Any, group: str) -> Side | None:
             part = f" ({found.n} of {len(items)} runs)" if found.n < len(items) else ""
             trained = any(isinstance(item, Planned) for item in items)  # what a measurement finds has no spread over seeds
             std = found.stds[0] if found.n > 1 or not trained else _spread(evidence, column, group)
-            return Side(found.means[0], f"{label} {render.measured_text(found, column)}{part}", std)
+            return Side(
+                float(format(found.means[0], column.format)), f"{label} {render.measured_text(found, column)}{part}", std
+            )
     return None
 
 

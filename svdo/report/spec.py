@@ -32,7 +32,8 @@ class Row:
     """One network with one method, or one outcome of the report's measurement.
 
     Without ``overrides`` and ``measured`` it is quoted only; without ``published`` nobody published it.
-    ``seeds`` replace the report's; ``parent``: overrides of the run, of the same seed, whose weights this one starts from.
+    ``seeds`` replace the report's. ``parent`` is the label of a row above, of the same group: a run starts from the weights of
+    that row's run with its seed.
     ``sweep`` (one key with its values) stands for one row per value, its published figures being lists in that order.
     """
 
@@ -40,7 +41,7 @@ class Row:
     label: str = MISSING
     overrides: list[str] | None = None
     measured: str = ""
-    parent: list[str] | None = None
+    parent: str = ""
     seeds: list[int] | None = None
     sweep: dict[str, list[Any]] = field(default_factory=dict)
     published: dict[str, Any] = field(default_factory=dict)
@@ -119,6 +120,15 @@ def load(name: str) -> Report:
     return report
 
 
+def parent(report: Report, row: Row) -> Row:
+    """The row whose networks a row starts from; raises ``UserError`` where no row above it has that label."""
+    above = report.rows[: report.rows.index(row)]
+    for other in above:
+        if (other.group, other.label) == (row.group, row.parent) and other.overrides is not None:
+            return other
+    raise UserError(f"conf/report/{report.name}.yaml: {row.label}: no row above it in {row.group} is called {row.parent}")
+
+
 def toy(report: Report) -> Report:
     """The same table from one seed and the first value of each sweep: it shows that everything works, and nothing else."""
     first: dict[str, Any] = {}
@@ -145,7 +155,6 @@ def _expanded(row: Row) -> list[Row]:
                 row,
                 group=f"{row.group} {short}".strip(),
                 overrides=None if row.overrides is None else [*row.overrides, setting],
-                parent=None if row.parent is None else [*row.parent, setting],
                 sweep={key: [value]},
                 published={column: figures[number] for column, figures in row.published.items() if figures[number] is not None},
             )
