@@ -13,7 +13,7 @@ from .objective import describe
 from .runs import Record
 
 
-def plan(config: Config, device: str, sizes: dict[str, int], weights: int, folder: str) -> str:
+def plan(config: Config, device: str, sizes: dict[str, int], weights: int, has_kl: bool, folder: str) -> str:
     """What is about to happen, a line per subject."""
     train, dataset = config.train, config.dataset
     data = ", ".join(f"{count:,} {part}" for part, count in sizes.items() if count).replace(",", " ").replace("  ", ", ")
@@ -21,20 +21,19 @@ def plan(config: Config, device: str, sizes: dict[str, int], weights: int, folde
     notes += [f"crop {dataset.crop}"] if dataset.crop else []
     notes += ["flip"] if dataset.flip else []
     notes += [f"{100 * dataset.random_labels:g} % random labels"] if dataset.random_labels else []
+    training = [f"{train.epochs} epochs", f"batch {train.batch_size}", train.optimizer]
+    training += [f"lr {train.lr:g} falling from {train.lr_flat:.1%} of training"]
+    training += [f"L2 {train.weight_decay:g}"] if train.weight_decay else []
+    if has_kl:
+        training += [f"KL weight 0 to {train.kl_weight * train.kl_peak:g} between {train.kl_start:.1%} and {train.kl_full:.1%}"]
+        training += [f"then to {train.kl_weight:g} at {train.kl_settled:.1%}"] if train.kl_peak > 1 else []
     lines = [
         ("run", config.id),
         ("model", f"{config.model.name}, {weights:,} weights".replace(",", " ").replace("  ", ", ")),
         ("data", f"{dataset.name}: {data}; {', '.join(notes)}"),
         ("method", config.method.name + (f", from {config.pretrained}" if config.pretrained else "")),
-        ("objective", describe(sizes["train"])),
-        (
-            "training",
-            f"{train.epochs} epochs, batch {train.batch_size}, {train.optimizer}, lr {train.lr:g} falling from"
-            f" {train.lr_flat:.1%}, KL weight 0 to {train.kl_weight * train.kl_peak:g} between {train.kl_start:.1%}"
-            f" and {train.kl_full:.1%}"
-            + (f", then to {train.kl_weight:g} at {train.kl_settled:.1%}" if train.kl_peak > 1 else "")
-            + " of training",
-        ),
+        ("objective", describe(sizes["train"] if has_kl else None)),
+        ("training", ", ".join(training)),
         ("device", f"{device}, {config.runtime.precision}"),
         ("folder", folder),
     ]

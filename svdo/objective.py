@@ -24,6 +24,6 @@ def objective(logits: Tensor, labels: Tensor, kl: Tensor, n_train: int, kl_weigh
     return F.cross_entropy(logits, labels) + kl * (kl_weight / n_train)
 
 
-def describe(n_train: int) -> str:
-    """The objective in words, with its scale."""
-    return f"mean cross-entropy + kl_weight * KL / N,  N = {n_train}"
+def describe(n_train: int | None) -> str:
+    """The objective in words, with its scale where it has a KL, ``n_train`` being its N."""
+    return "mean cross-entropy" if n_train is None else f"mean cross-entropy + kl_weight * KL / N,  N = {n_train}"

@@ -137,7 +137,8 @@ class Training:
         resumed = f" (resuming at epoch {progress.epoch + 1}, step {progress.step + 1})"
         folder = str(self.run.folder) + (resumed if progress.epoch or progress.step else "")
         weights = sum(layer.weights for layer in layers)
-        _say(console.plan(self.config, machine.device_name(self.device), sizes, weights, folder) + "\n")
+        has_kl = any(type(layer.noise).kl is not Noise.kl for _, layer in noisy_layers(self.model))
+        _say(console.plan(self.config, machine.device_name(self.device), sizes, weights, has_kl, folder) + "\n")
         self._fit()
         record = self._record()
         checkpoint.save(self.run.weights, self.evaluated.state_dict())

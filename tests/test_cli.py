@@ -133,6 +133,13 @@ def test_no_epochs_means_the_untrained_network(svdo_run: Command, tmp_path: Path
     assert record["test"]["error"] > 50
 
 
+def test_a_run_says_beforehand_what_it_minimises(svdo_run: Command) -> None:
+    for method, has_kl in (("none", False), ("vd_b", True)):
+        said = svdo_run(*QUICK, "train.epochs=0", f"method={method}", "train.weight_decay=1e-4").stdout
+        assert ("mean cross-entropy + kl_weight * KL / N" in said) == ("KL weight 0 to 1" in said) == has_kl
+        assert "of training, L2 0.0001" in said
+
+
 def test_a_sweep_ends_with_one_table_and_repeating_it_trains_nothing(svdo_run: Command, tmp_path: Path) -> None:
     sweep = ["-m", *QUICK, "method=binary,sparsevd", "model.width=8,16"]
     done = svdo_run(*sweep)
