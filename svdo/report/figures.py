@@ -65,7 +65,7 @@ def tradeoff(evidence: Evidence, watched: Sequence[Watched]) -> dict[str, bytes]
             point = row.published.get("compression"), row.published.get("test.error")
             if None not in point and point not in published:
                 published.add(point)
-                axis.plot(*point, markerfacecolor="none", linestyle="none", **style)
+                axis.plot(*point, markerfacecolor="none", linestyle="none", zorder=3, **style)
         for run in watched:
             if run.title == group:
                 shown = run.seen["error"] < 1.4 * run.seen["error"].min()
@@ -73,6 +73,7 @@ def tradeoff(evidence: Evidence, watched: Sequence[Watched]) -> dict[str, bytes]
                 axis.plot(run.seen["compression"][shown], run.seen["error"][shown], **style)
         axis.plot([], [], "o", color="black", markerfacecolor="none", label="as published")
         axis.set(title=group, xlabel="compression, |W| / |W ≠ 0|", ylabel="test error, %", xscale="log")
+        axis.set_xticks([1, 2, 5, 10, 20, 50, 100, 200])
         axis.xaxis.set_major_formatter("{x:g}×")
         axis.grid(alpha=0.3)
         axis.legend(fontsize=7, frameon=False)
@@ -86,16 +87,22 @@ def training(evidence: Evidence, watched: Sequence[Watched]) -> dict[str, bytes]
         lines = Run(run.run.config.results_dir, run.run.config.id).epochs()
         epochs, held_out = [line["epoch"] for line in lines], "test" if "test_error" in lines[0] else "validation"
         axis.plot(epochs, [line[f"{held_out}_error"] for line in lines], color="black", label=f"{held_out} error (left)")
-        axis.set(title=run.title, xlabel="epoch", ylabel=f"{held_out} error, %", yscale="log")
-        axis.yaxis.set_major_formatter("{x:g}")
-        axis.yaxis.set_minor_formatter("{x:g}")
+        axis.set(title=run.title, xlabel="epoch", ylabel=f"{held_out} error, %", ylim=(0, None))
         right = axis.twinx()
         for number, name in enumerate(lines[0]["sparsity"]):
             values = [line["sparsity"][name] for line in lines]
             right.plot(epochs, values, "--", color=COLOURS[number % len(COLOURS)], label=f"sparsity of {name} (right)")
         right.set(ylabel="sparsity, %", ylim=(0, 101))
         handles = [*axis.get_lines(), *right.get_lines()]
-        axis.legend(handles, [str(handle.get_label()) for handle in handles], fontsize=7, loc="center right")
+        axis.legend(
+            handles,
+            [str(handle.get_label()) for handle in handles],
+            fontsize=7,
+            frameon=False,
+            loc="upper center",
+            bbox_to_anchor=(0.5, -0.14),
+            ncols=2,
+        )
     return {"png": _png(figure)}
 
 

@@ -19,13 +19,15 @@ INTRODUCTION = """\
 
 Claims of *Variational Dropout and the Local Reparameterization Trick* (Kingma, Salimans, Welling 2015) and of *Variational
 Dropout Sparsifies Deep Neural Networks* (Molchanov, Ashukha, Vetrov 2017), or of their figures, and what our own runs say of
-them: {decided} of {claims} are measured; {held} hold, {failed} do not, {rest} are undecided or hold in part.
+them: {decided} of {claims} are measured, some on one network only; {held} hold, {failed} do not, {rest} are undecided or hold
+in part.
 `svdo-report render all` writes this page from the records in `runs/` and `measured/`.
 
 A claim holds where means over seeds, at the digits shown, are in its order, and stays undecided where they are equal or no
 further apart than the larger of their standard deviations. A figure without ± is of one run: its spread is taken to be the
-largest that a row of its network has, and where no row has any, the verdict says that it is of one run. A bound such as 67.5
-is the least that rounds to the published 68."""
+largest that a row of its network has, and where no row has any, the verdict says that it is of one run. A bound with half a
+digit more is where the published figure's rounding ends: 67.5 for at least 68, 56.5 for more than 56, 1.925 for at most 1.92.
+Round bounds (5, 12, 99, 200) are ours, or said in words in the paper."""
 OWN = "Questions that the papers do not ask:"
 VERDICTS = """\
 Below, a published figure is *reached* where ours is at least as good at the digits shown, *close* where it is at most a tenth
@@ -47,7 +49,7 @@ def page(reports: Sequence[Evidence]) -> dict[Path, bytes]:
     reports = sorted(reports, key=lambda evidence: evidence.report.place)
     papers, ours = ([item for item in reports if item.report.own == own] for own in (False, True))
     claims = _claims(papers)
-    words = [row[2].removesuffix(ONCE) for row in claims]
+    words = [row[2].partition(" (")[0].removesuffix(ONCE) for row in claims]
     decided, held, failed = sum(word != UNKNOWN for word in words), words.count(HOLDS), words.count(FAILS)
     toy = ["# Toy settings: no figure here can be compared with anything"] * any(item.report.quick for item in reports)
     headers = ["claim", "in the published figures", "in ours", "measured", "table"]
@@ -101,7 +103,8 @@ def _word(held: Sequence[bool | None]) -> str:
     if len(set(held)) == 1:
         return {True: HOLDS, False: FAILS, None: TIE}[held[0]]
     ties = f", {held.count(None)} {TIE}" * (None in held)
-    return f"in {held.count(True)} of {len(held)}{ties}" if held else ""
+    word, count = ("in", held.count(True)) if True in held else (f"{FAILS} in", held.count(False))
+    return f"{word} {count} of {len(held)}{ties}" if held else ""
 
 
 def _measured(evidence: Evidence, side: Any, group: str) -> Side | None:

@@ -24,7 +24,7 @@ def table(report: Report, collected: Rows) -> tuple[list[str], list[list[str]]]:
     for column in report.columns:
         headers += [f"{column.label}, published"] * (column.key in quoted) + [f"{column.label}, measured"]
     timed = any(isinstance(item, Planned) for _, items in collected for item in items)  # a measurement is timed as a whole
-    headers += ["runs"] + ["core-minutes"] * timed
+    headers += ["runs"] + ["core-minutes per run"] * timed
     rows = []
     for row, planned in collected:
         cells = [row.group] * len(named) + [row.label]
@@ -129,7 +129,9 @@ def minutes(seconds: float | None) -> str:
 def _published(value: Any, column: Column) -> str:
     if value is None:
         return ""
-    return " - ".join(str(item) for item in value) if isinstance(value, list) else f"{value:{column.format}}"
+    if isinstance(value, list):
+        return " - ".join(str(item) for item in value)
+    return str(value) if isinstance(value, int) else f"{value:{column.format}}"  # 68 was published as 68, whatever ours shows
 
 
 def _label(row: Row) -> str:
