@@ -256,6 +256,8 @@ def main() -> None:
     parser.add_argument("--compile", action="store_true", help="time compiled steps, too (the default on a GPU)")
     parser.add_argument("--memory-of", nargs=2, metavar=("NETWORK", "STEP"), help="print the peak memory of one kind of step")
     arguments = parser.parse_args()
+    if arguments.rounds < 2:
+        parser.error("--rounds must be at least 2: quartiles need two figures")
     try:
         device = machine.device(svdo.config.RuntimeConfig(device=arguments.device))
     except svdo.UserError as error:

@@ -7,7 +7,6 @@ import json
 import os
 import sys
 import tempfile
-import traceback
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -101,13 +100,12 @@ def _job(cfg: DictConfig) -> None:
         outcome["id"] = config.id
         outcome["status"], _ = train.execute(config)
     except Exception as error:
-        outcome["status"], outcome["exit"] = "failed", 2 if isinstance(error, (UserError, OSError)) else 1
+        mistaken = isinstance(error, UserError | OSError | OmegaConfBaseException)
+        outcome["status"], outcome["exit"] = "failed", 2 if mistaken else 1
         outcome["message"] = (str(error).splitlines() or [type(error).__name__])[0]
         print(f"svdo: {outcome['message']}", file=sys.stderr, flush=True)
         if outcome["exit"] == 1 and config is not None:
-            run = Run(config.results_dir, config.id)
-            run.error.write_text(traceback.format_exc())
-            outcome["message"] += f" (traceback: {run.error})"
+            outcome["message"] += f" (traceback: {Run(config.results_dir, config.id).error})"
     folder = Path(job.runtime.output_dir)
     folder.mkdir(parents=True, exist_ok=True)
     (folder / OUTCOME).write_text(json.dumps(outcome))

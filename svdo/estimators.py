@@ -67,9 +67,11 @@ def gradient_variance(
 ) -> dict[str, float]:
     """Variance of the gradient of sum_n log p(y_n | x_n, w), N / M times a minibatch's, by the weights of each named layer.
 
-    It is taken over so many ``batches`` of M = ``size`` examples with fresh noise and averaged over the layer's weights. The KL
-    is the same for every minibatch and adds nothing.
+    It is taken over so many ``batches`` of M = ``size`` examples, or all where there are fewer, with fresh noise, and averaged
+    over the layer's weights. The KL is the same for every minibatch and adds nothing. Images are flattened, for dense networks;
+    the model is left in training mode, the global generator seeded.
     """
+    size = min(size, len(split))
     parameters = [model.get_parameter(f"{name}.weight") for name in layers]
     sums = [torch.zeros_like(p, dtype=torch.float64) for p in parameters]
     squares = [torch.zeros_like(p, dtype=torch.float64) for p in parameters]

@@ -12,6 +12,7 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Callable
+from importlib import resources
 from pathlib import Path
 from typing import IO, Any, TypeVar, cast
 
@@ -122,7 +123,8 @@ def _commit() -> str:
         # An installed copy may lie inside somebody else's checkout: only a tracked file speaks for its commit.
         subprocess.run([*git, "ls-files", "--error-unmatch", Path(__file__).name], capture_output=True, check=True)
         head = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True, check=True).stdout.strip()
-        changed = subprocess.run([*git, "status", "--porcelain", "."], capture_output=True, text=True, check=True).stdout
+        paths = [".", str(resources.files("svdo.conf"))]
+        changed = subprocess.run([*git, "status", "--porcelain", *paths], capture_output=True, text=True, check=True).stdout
     except (OSError, subprocess.CalledProcessError):
         return ""
     return head + ("+" if changed.strip() else "")

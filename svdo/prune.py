@@ -60,7 +60,10 @@ def sparsity(module: nn.Module) -> list[LayerSparsity]:
     """Weights, surviving weights and units of every Linear and Conv2d layer, noisy or plain, in definition order."""
     weights = evaluation_weights(module)
     kept = [weight.flatten(2).count_nonzero(2) if weight.dim() > 2 else weight != 0 for weight in weights.values()]
-    counts = [torch.stack([n.sum(), n.any(0).sum(), n.any(1).sum()]) for n in kept]
+    groups = [getattr(layer, "groups", 1) for _, layer in weight_layers(module)]
+    counts = [
+        torch.stack([n.sum(), n.unflatten(0, (g, -1)).any(1).sum(), n.any(1).sum()]) for n, g in zip(kept, groups, strict=True)
+    ]
     numbers = torch.stack(counts).tolist() if counts else []  # one transfer for the whole network, not one per layer
     return [LayerSparsity(name, weight.numel(), *n) for (name, weight), n in zip(weights.items(), numbers, strict=True)]
 

@@ -6,7 +6,7 @@ weights.pt     the trained network, tensors only
 epoch-N.pt     with runtime.snapshots, the thresholded weights after epoch N
 checkpoint.pt  where to resume; gone once the run is done
 lock           held while a process trains the run
-error.txt      the traceback of the last failure; gone once the run is done
+error.txt      the traceback of the last failure that was no mistake of the user; gone once the run is done
 """
 
 from __future__ import annotations
@@ -84,6 +84,8 @@ class Run:
             lock.truncate(0)
             lock.write(str(os.getpid()))
             lock.flush()
+            for leftover in self.folder.glob(".*.tmp"):  # of a process that was killed while it wrote
+                leftover.unlink(missing_ok=True)
             yield
 
     def busy(self) -> bool:

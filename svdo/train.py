@@ -8,6 +8,7 @@ import math
 import signal
 import sys
 import time
+import traceback
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
@@ -48,7 +49,7 @@ class Interrupted(KeyboardInterrupt):
 
 @dataclass
 class Stop:
-    """Ctrl-C or SIGTERM: raised at once, but while steps are computed only noted, so that the loop can save first."""
+    """Ctrl-C or SIGTERM: raised at once, but during an epoch only noted, so that the loop can save first."""
 
     deferred: bool = False
     number: int = 0
@@ -85,8 +86,14 @@ def execute(config: Config) -> tuple[str, Record]:
         with run.open(waiting=_say):
             record = run.result()  # another process may have finished it while this one waited
             if record is None:
-                with _signals() as stop:
-                    return "done", Training(config, run, stop).finish()
+                try:
+                    with _signals() as stop:
+                        return "done", Training(config, run, stop).finish()
+                except (UserError, OSError):
+                    raise
+                except Exception:
+                    run.error.write_text(traceback.format_exc())
+                    raise
     _say(f"{run.id} is done: {run.folder}\n\n{console.layer_table(record)}")
     return "skipped", record
 
@@ -198,6 +205,9 @@ class Training:
                 if (every := self.config.runtime.snapshots) and progress.epoch % every == 0:
                     checkpoint.save(self.run.snapshot(progress.epoch), evaluation_weights(self.evaluated))
                 self._save()
+                self.stop.deferred = False
+                if self.stop.number:
+                    raise Interrupted(self.stop.number, f" and saved after epoch {progress.epoch}")
         if self.best:
             self.evaluated.load_state_dict(self.best)
         advance(self.evaluated, train.epochs * steps, train.epochs * steps)
@@ -237,7 +247,6 @@ class Training:
                 progress.seconds += time.perf_counter() - clock
                 self._save()
                 raise Interrupted(self.stop.number, f" and saved after epoch {progress.epoch + 1}, step {progress.step}")
-        self.stop.deferred = False
         progress.sums = sums.cpu()
         if not torch.isfinite(progress.sums).all():
             raise self._not_finite(None)

@@ -223,6 +223,11 @@ def test_no_choice_at_all_gets_one_line(svdo_run: Command) -> None:
     assert (done.returncode, len(done.stderr.splitlines())) == (2, 1)
 
 
+@pytest.mark.parametrize("sweep", [[], ["-m"]])
+def test_an_override_that_cannot_be_resolved_is_a_mistake(svdo_run: Command, sweep: list[str]) -> None:
+    assert svdo_run(*sweep, *QUICK, "seed=${nope}").returncode == 2
+
+
 def test_a_sweep_with_a_typo_leaves_nothing(svdo_run: Command, tmp_path: Path) -> None:
     assert svdo_run("-m", *QUICK, "method=none,sparsvd").returncode == 2
     assert not list(tmp_path.iterdir())

@@ -71,3 +71,8 @@ def test_without_noise_the_variance_is_that_of_drawing_examples() -> None:
     expected = (n**2 / m * each.var(0) * (1 - m / n)).mean().item()
     found = gradient_variance(model, split, "none", ["0"], batches=800, size=m)["0"]
     assert found == pytest.approx(expected, rel=0.1)
+
+
+def test_a_split_smaller_than_the_minibatch_is_taken_whole() -> None:
+    model, split = model_of(5, 4, alpha=0.5), split_of(30, 5, 4)
+    assert gradient_variance(model, split, "none", ["0"], batches=3, size=100)["0"] == pytest.approx(0.0, abs=1e-6)

@@ -172,3 +172,14 @@ def test_huffman_codes_are_within_a_bit_of_the_entropy() -> None:
         total = sum(counts)
         entropy = -sum(n * math.log2(n / total) for n in counts)
         assert entropy <= prune._huffman_bits(counts) < entropy + total
+
+
+def test_a_unit_of_a_grouped_convolution_counts_in_its_own_group() -> None:
+    layer = nn.Conv2d(8, 4, 3, groups=2)
+    nn.init.ones_(layer.weight)
+    (found,) = svdo.sparsity(layer)
+    assert (found.inputs, found.outputs) == (8, 4)
+    with torch.no_grad():
+        layer.weight[:2, 0] = 0.0  # the first input of the first group
+    (found,) = svdo.sparsity(layer)
+    assert (found.inputs, found.outputs, found.nonzero) == (7, 4, 126)

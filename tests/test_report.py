@@ -117,7 +117,7 @@ def test_cells_are_mean_and_spread_over_the_seeds_that_are_done(report: spec.Rep
     cells = [cell.strip() for cell in row.strip("|").split("|")]
     assert cells == [
         "LeNet-300-100", "Sparse VD", "1.92", "1.90 ± 0.14", "98.9 - 97.2 - 62.0", "98.0 - 96.0",
-        "68", "71 ± 1", "2 ± 0", "2 of 3", "2.0",
+        "68", "71.0 ± 1.4", "2.0 ± 0.0", "2 of 3", "2.0",
     ]  # fmt: skip
     assert "| quoted |" in text
     assert compose(["model=lenet300", "seed=1"]).id in text
@@ -137,6 +137,12 @@ def test_the_verdict_on_a_cell(measured: float | None, better: str, word: str) -
     cell = None if measured is None else collect.Measured((measured,), (0.0,), 1)
     assert collect.verdict(cell, column, 1.0) == word
     assert collect.verdict(cell, column, None) == ""
+
+
+def test_a_ratio_published_as_a_whole_number_is_compared_as_one() -> None:
+    column = Column("compression", "compression", format=".1f", better="higher", tolerance=0.1)
+    ratios = [collect.Measured((ratio,), (0.0,), 1) for ratio in (67.6, 67.4)]
+    assert [collect.verdict(ratio, column, 68) for ratio in ratios] == ["reached", "close"]
 
 
 def test_plan_names_what_is_missing_and_its_time(svdo_run: Command, tmp_path: Path) -> None:
@@ -273,6 +279,12 @@ def test_a_report_trains_parents_first_watches_and_draws(small: Callable[[str], 
     small("run")
     assert json.loads((runs / child / "result.json").read_text())["test"] == first["test"]
     assert (runs / parents[1] / "result.json").read_bytes() == before
+
+    # ... and if the weights in results/rebuilt go, too, they are trained once more.
+    Run(tmp_path / "results" / "rebuilt", parents[1]).weights.unlink()
+    (runs / child / "result.json").unlink()
+    small("run")
+    assert json.loads((runs / child / "result.json").read_text())["test"] == first["test"]
 
 
 def test_a_closer_look_sees_what_a_run_left(small: Callable[[str], str], tmp_path: Path) -> None:
@@ -471,6 +483,13 @@ def test_a_measurement_of_networks_trains_them_first(
     assert cells["none"].means < cells["local"].means < cells["single"].means  # type: ignore[union-attr]
     cli._run(kept, False)
     assert capsys.readouterr().out.endswith("noise: everything is done\n")
+    made = collect.measurement(report, kept.results_dir)
+    before = made.stat().st_mtime_ns
+    measures.measure(evidence)  # a process that looked before this one measured
+    assert made.stat().st_mtime_ns == before
+    made.unlink()
+    measures.measure(evidence)
+    assert made.exists()
     assert collect.gather(replace(report, needs={"early": [*needed, "train.epochs=3"]})).measured is None
 
 
@@ -554,7 +573,7 @@ def test_a_claim_is_judged_group_by_group(report: spec.Report, tmp_path: Path) -
         return index.judged(evidence, spec.Claim("it is so", less, more, group))
 
     part = "Sparse VD 1.90 ± 0.14 (2 of 3 runs)"
-    assert judged(68, ratio, "LeNet-300-100") == ("**no**", "yes", "68 < Sparse VD 71 ± 1 (2 of 3 runs)")
+    assert judged(68, ratio, "LeNet-300-100") == ("**no**", "yes", "68 < Sparse VD 71.0 ± 1.4 (2 of 3 runs)")
     assert judged(error, 1.7, "LeNet-300-100") == ("**no**", "**no**", f"{part} ≥ 1.7")
     assert judged(error, 1.93, "LeNet-300-100")[1] == judged(error, 1.87, "LeNet-300-100")[1] == "within the spread"
     assert judged(error, 1.93, "third") == ("yes", "not measured yet", "")

@@ -72,6 +72,34 @@ def test_an_interrupted_run_ends_as_if_it_had_not_been(tmp_path: Path, whole: An
     assert not [path for path in tmp_path.rglob("*") if path.name in ("checkpoint.pt", "outputs") or path.suffix == ".tmp"]
 
 
+def test_a_stop_while_an_epoch_is_evaluated_waits_until_that_is_saved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = compose([*SMALL, f"results_dir={tmp_path / 'results'}"])
+    real = train.evaluate
+
+    def stopped(*arguments: Any, **options: Any) -> dict[str, float]:
+        signal.raise_signal(signal.SIGTERM)
+        return real(*arguments, **options)
+
+    monkeypatch.setattr(train, "evaluate", stopped)
+    with pytest.raises(train.Interrupted, match="saved after epoch 1;"):
+        execute(config)
+    assert [line["epoch"] for line in Run(config.results_dir, config.id).epochs()] == [1]
+    monkeypatch.undo()
+    execute(config)
+    found = measured(tmp_path, config)
+    execute(compose([*SMALL, f"results_dir={tmp_path / 'other' / 'results'}"]))
+    assert measured(tmp_path / "other", config) == found
+
+
+def test_what_a_killed_process_left_half_written_goes(tmp_path: Path) -> None:
+    config = compose([*SMALL, "train.epochs=0", f"results_dir={tmp_path}"])
+    run = Run(tmp_path, config.id)
+    run.folder.mkdir(parents=True)
+    (run.folder / ".checkpoint.pt.12345.tmp").write_bytes(b"half")
+    execute(config)
+    assert sorted(path.name for path in run.folder.iterdir()) == ["lock", "result.json", "weights.pt"]
+
+
 def test_a_record_names_every_origin_of_a_run_that_went_on_elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     config = compose([*SMALL, f"results_dir={tmp_path}"])
     origin = {"commit": "first", "threads": 1, "device": "cpu", "started": "then"}

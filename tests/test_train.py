@@ -1,6 +1,7 @@
 """The loop, in this process."""
 
 import re
+import subprocess
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -73,6 +74,39 @@ def test_noise_learns_with_adam_beside_weights_that_learn_with_sgd(tmp_path: Pat
             assert moved[gradient != 0].abs().median() == pytest.approx(0.005, rel=0.01)
         else:
             torch.testing.assert_close(moved, -0.5 * gradient, rtol=1e-3, atol=1e-7)
+
+
+def test_a_failure_that_is_no_mistake_leaves_its_traceback(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = compose([*QUICK, f"results_dir={tmp_path}"])
+    run = Run(tmp_path, config.id)
+
+    def broken(*arguments: object) -> None:
+        raise RuntimeError("a bug")
+
+    monkeypatch.setattr(train, "objective", broken)
+    with pytest.raises(RuntimeError):
+        train.execute(config)
+    assert run.error.read_text().endswith("RuntimeError: a bug\n")
+    monkeypatch.undo()
+    assert train.execute(config)[0] == "done"
+    assert not run.error.exists()
+
+
+def test_a_commit_counts_as_changed_where_the_configuration_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for folder in ("svdo", "conf"):
+        (tmp_path / folder).mkdir()
+    here, configuration = tmp_path / "svdo" / "machine.py", tmp_path / "conf" / "config.yaml"
+    for path in (here, configuration):
+        path.write_text("1")
+    git = ["git", "-C", str(tmp_path), "-c", "user.name=a", "-c", "user.email=a@b"]
+    for command in (["init", "-q"], ["add", "."], ["commit", "-qm", "first"]):
+        subprocess.run([*git, *command], check=True)
+    monkeypatch.setattr(machine, "__file__", str(here))
+    monkeypatch.setattr(machine.resources, "files", lambda name: tmp_path / "conf")
+    clean = machine._commit()
+    assert re.fullmatch("[0-9a-f]{40}", clean)
+    configuration.write_text("2")
+    assert machine._commit() == clean + "+"
 
 
 def test_a_loss_that_is_not_finite_names_layer_and_step_and_keeps_the_checkpoint(

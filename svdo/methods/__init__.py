@@ -1,4 +1,4 @@
-"""One file per method; importing this package discovers and registers them all, in the order of the papers."""
+"""One file per method; importing this package discovers and registers them all, by name."""
 
 from importlib import import_module
 from pkgutil import iter_modules

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import argparse
 import itertools
-import shutil
 import sys
-import traceback
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -97,6 +95,10 @@ def _missing(evidence: Evidence) -> list[Planned]:
     return list(found.values())
 
 
+def _is_rebuilt(run: Planned) -> bool:
+    return Path(run.config.results_dir).name == REBUILT
+
+
 def _to_measure(evidence: Evidence) -> bool:
     return bool(evidence.report.measure) and evidence.measured is None
 
@@ -115,7 +117,7 @@ def _plan(evidence: Evidence, brief: bool) -> bool:
     needed = {run.config.id: run for run in evidence.runs}
     done = sum(run.record is not None for run in needed.values())
     parts = [f"about {render.minutes(total)}"] * bool(total) + ["some not timed yet" if total else "not timed yet"] * untimed
-    again = sum(run.config.results_dir.endswith(REBUILT) for run in missing)
+    again = sum(map(_is_rebuilt, missing))
     said = [f"{done} of {len(needed)} runs done, {len(needed) - done} missing"] * bool(needed)
     said += [f"{again} to train again for weights that are not kept"] * bool(again)
     said += ["the measurement is missing" if _to_measure(evidence) else "measured"] * bool(evidence.report.measure)
@@ -138,9 +140,10 @@ def _run(evidence: Evidence, brief: bool) -> bool:
         run = _next(left)
         tried.add(run.run.folder)
         print(f"\n=== {run.command}", flush=True)
-        rebuilt = run.config.results_dir.endswith(REBUILT)  # elsewhere, a record is one that another process has just finished
-        if rebuilt and run.config.runtime.snapshots and run.record is not None and watch.source(run) is None:
-            shutil.rmtree(run.run.folder)  # trained again once already, but without the snapshots that figures need
+        lacking = watch.source(run) is None if run.config.runtime.snapshots else not run.run.weights.exists()
+        if _is_rebuilt(run) and lacking:  # trained again once already, but what it was trained for is not there
+            for path in (run.run.record, run.run.checkpoint):
+                path.unlink(missing_ok=True)
         overrides = dict(item.partition("=")[::2] for item in run.overrides)
         outcome: dict[str, Any] = {"overrides": overrides, "id": run.config.id, "label": run.command, "message": ""}
         try:
@@ -152,7 +155,6 @@ def _run(evidence: Evidence, brief: bool) -> bool:
             outcome |= {"status": "failed", "message": (str(error).splitlines() or [type(error).__name__])[0]}
             print(f"svdo: {outcome['message']}", file=sys.stderr, flush=True)
             if not isinstance(error, UserError | OSError):
-                run.run.error.write_text(traceback.format_exc())
                 outcome["message"] += f" (traceback: {run.run.error})"
         outcomes.append((outcome, run))
     for run in _unseen(evidence):

@@ -102,13 +102,7 @@ def gather(report: Report, extra: Sequence[str] = ()) -> Evidence:
     where = compose([item for item in (*report.overrides, *extra) if item.lstrip("+").startswith(ways)])
     results_dir, data_dir = (Path(path).expanduser() for path in (where.results_dir, where.data_dir))
     needs = {name: runs(report, Row(overrides=overrides), extra) for name, overrides in report.needs.items()}
-    kept = measurement(report, results_dir)
-    try:
-        measured = json.loads(kept.read_text("utf-8")) if report.measure and kept.exists() else None
-    except (OSError, ValueError) as error:
-        raise UserError(f"{kept} cannot be read ({error}); restore it, or delete it to measure anew") from None
-    if measured and measured.get("networks") != network_ids(needs):
-        measured = None  # it looked at other networks than are declared now
+    measured = kept_measurement(report, results_dir, needs)
     rows: Rows = []
     for row in report.rows:
         outcomes = [Finding(record) for record in (measured or {}).get(row.measured, [None])] if row.measured else []
@@ -125,6 +119,16 @@ def network_ids(needs: dict[str, list[Planned]]) -> dict[str, list[str]]:
 def measurement(report: Report, results_dir: Path) -> Path:
     """Where the report's measurement is kept."""
     return results_dir / "measured" / f"{report.name}.json"
+
+
+def kept_measurement(report: Report, results_dir: Path, needs: dict[str, list[Planned]]) -> Record | None:
+    """The report's measurement; None where there is none, or it looked at other networks than are declared now."""
+    path = measurement(report, results_dir)
+    try:
+        found: Record | None = json.loads(path.read_text("utf-8")) if report.measure and path.exists() else None
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} cannot be read ({error}); restore it, or delete it to measure anew") from None
+    return found if found and found.get("networks") == network_ids(needs) else None
 
 
 def runs(report: Report, row: Row, extra: Sequence[str] = (), seeds: Sequence[int] | None = None) -> list[Planned]:
@@ -207,12 +211,12 @@ def _value(record: Record, key: str) -> list[float]:
 
 def verdict(measured: Measured | None, column: Column, published: Any) -> str:
     """Say reached, close (within the tolerance), short (worse than that) or open (not measured); nothing if none applies."""
-    if published is None or column.better == "none" or isinstance(published, list | str):
+    if published is None or column.better == "none" or isinstance(published, list):
         return ""
     if measured is None:
         return "open"
     # A published figure is rounded to the digits that it shows, so ours is compared at those digits.
-    shown = float(f"{measured.means[0]:{column.format}}")
+    shown = float(format(measured.means[0], ".0f" if isinstance(published, int) else column.format))
     worse = (shown - published) * (1 if column.better == "lower" else -1)
     if worse <= 0:
         return "reached"
@@ -235,8 +239,10 @@ def expected_seconds(config: Config, records: Sequence[Record], device: str = "c
         and r["provenance"]["device"].startswith("cpu") == (device == "cpu")
     ]
     alike = [r for r in known if _agrees(r["config"]["model"], wanted["model"])]
-    factors = {r["id"]: 1.0 for r in alike} or {r["id"]: _weights(config) / r["weights"] for r in known}
-    alike = alike or known
+    factors = {r["id"]: 1.0 for r in alike}
+    if known and not alike:
+        weights, alike = _weights(config), known
+        factors = {r["id"]: weights / r["weights"] for r in known}
     alike = [r for r in alike if r["method"] == config.method.name] or alike
     rates = [r["seconds"] / r["epochs"] * r["config"]["train"]["batch_size"] * factors[r["id"]] for r in alike]
     return statistics.median(rates) * config.train.epochs / config.train.batch_size if rates else None

@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 
 from ..methods import Method
-from ..runs import Run
 from .collect import Evidence, Measured, Planned, Rows, measure
 from .spec import Column
 
@@ -84,7 +83,7 @@ def training(evidence: Evidence, watched: Sequence[Watched]) -> dict[str, bytes]
     """Test error and the sparsity of each layer after every epoch."""
     figure, axes = _subplots(len(watched), width=5.2, height=3.8)
     for axis, run in zip(axes, watched, strict=True):
-        lines = Run(run.run.config.results_dir, run.run.config.id).epochs()
+        lines = run.run.run.epochs()
         epochs, held_out = [line["epoch"] for line in lines], "test" if "test_error" in lines[0] else "validation"
         axis.plot(epochs, [line[f"{held_out}_error"] for line in lines], color="black", label=f"{held_out} error (left)")
         axis.set(title=run.title, xlabel="epoch", ylabel=f"{held_out} error, %", ylim=(0, None))

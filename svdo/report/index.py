@@ -65,7 +65,7 @@ def page(reports: Sequence[Evidence]) -> dict[Path, bytes]:
             path = f"figures/{figure.name}.png"
             if (evidence.results_dir / path).exists():
                 parts += [f"![{figure.caption or evidence.report.title}]({path})"] + [figure.caption] * bool(figure.caption)
-    return {evidence.results_dir / "README.md": ("\n\n".join(parts) + "\n").encode() for evidence in reports[:1]}
+    return {reports[0].results_dir / "README.md": ("\n\n".join(parts) + "\n").encode()}
 
 
 def _claims(reports: Sequence[Evidence]) -> list[list[str]]:

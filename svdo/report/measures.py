@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import itertools
 import json
 import math
+import os
 import statistics
 import tempfile
 import time
@@ -32,9 +34,8 @@ from ..layers import noisy_layers, weight_layers
 from ..methods.sparsevd import PARAMETERIZATIONS, SparseVD
 from ..objective import objective
 from ..prune import at_threshold
-from ..runs import Run
-from ..runs import with_weights as runs_with_weights
-from .collect import Evidence, measurement, network_ids
+from ..runs import Run, with_weights
+from .collect import Evidence, kept_measurement, measurement, network_ids
 
 Networks = dict[str, list[tuple[nn.Module, Data]]]  # those that a report needs, with their data, one per seed
 
@@ -62,7 +63,21 @@ TOY = Effort(batches=3, separate_batches=2, size=50, samples=2, steps=2, separat
 
 
 def measure(evidence: Evidence) -> None:
-    """Make the report's measurement and keep it: by row, records like those of runs, and what its figures show."""
+    """Make the report's measurement unless another process has: one at a time, since some take the time of what they do."""
+    report, results_dir = evidence.report, evidence.results_dir
+    folder = measurement(report, results_dir).parent
+    folder.mkdir(parents=True, exist_ok=True)
+    held = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        if kept_measurement(report, results_dir, evidence.needs) is None:
+            _measure(evidence)
+    finally:
+        os.close(held)
+
+
+def _measure(evidence: Evidence) -> None:
+    """Keep by row records like those of runs, and what the report's figures show."""
     report = evidence.report
     print(f"\n=== measuring {report.measure}", flush=True)
     started, clock = datetime.now(timezone.utc).isoformat(timespec="seconds"), time.perf_counter()
@@ -70,8 +85,8 @@ def measure(evidence: Evidence) -> None:
         torch.set_num_threads(evidence.runtime.threads)
     networks: Networks = {}
     for name, runs in evidence.needs.items():
-        with_weights = [(run.config, runs_with_weights(run.config.results_dir, run.config.id)) for run in runs]
-        networks[name] = [train.trained(config, found) for config, found in with_weights if found]
+        found_at = [(run.config, with_weights(run.config.results_dir, run.config.id)) for run in runs]
+        networks[name] = [train.trained(config, place) for config, place in found_at if place]
     try:
         found = MEASURES[report.measure](networks, evidence.data_dir, TOY if report.quick else Effort())
     except ImportError as error:
@@ -83,10 +98,8 @@ def measure(evidence: Evidence) -> None:
             {"id": f"{report.name}/{row}", **record, "seconds": seconds, "provenance": provenance} for record in found[row]
         ]
     found["networks"] = network_ids(evidence.needs)
-    path = measurement(report, evidence.results_dir)
-    path.parent.mkdir(parents=True, exist_ok=True)
     text = json.dumps(found, indent=1, allow_nan=False) + "\n"
-    write_atomically(path, lambda file: file.write(text.encode()))
+    write_atomically(measurement(report, evidence.results_dir), lambda file: file.write(text.encode()))
 
 
 def kl(networks: Networks, data_dir: Path, effort: Effort) -> dict[str, Any]:
