@@ -1,9 +1,12 @@
 """Declared tables: planned, collected, rendered and judged from records."""
 
 import contextlib
+import fcntl
 import json
+import os
 import shutil
 import sys
+import threading
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -485,7 +488,16 @@ def test_a_measurement_of_networks_trains_them_first(
     assert capsys.readouterr().out.endswith("noise: everything is done\n")
     made = collect.measurement(report, kept.results_dir)
     before = made.stat().st_mtime_ns
-    measures.measure(evidence)  # a process that looked before this one measured
+    capsys.readouterr()
+    measuring = os.open(made.parent, os.O_RDONLY)
+    fcntl.flock(measuring, fcntl.LOCK_EX)  # another process is at it, and this one looked before that
+    late = threading.Thread(target=measures.measure, args=[evidence])
+    late.start()
+    late.join(0.5)
+    assert late.is_alive()
+    os.close(measuring)
+    late.join(60)
+    assert capsys.readouterr().out == "another process is measuring; waiting for it to end\n"
     assert made.stat().st_mtime_ns == before
     made.unlink()
     measures.measure(evidence)

@@ -69,7 +69,11 @@ def measure(evidence: Evidence) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     held = os.open(folder, os.O_RDONLY)
     try:
-        fcntl.flock(held, fcntl.LOCK_EX)
+        try:
+            fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            print("another process is measuring; waiting for it to end", flush=True)
+            fcntl.flock(held, fcntl.LOCK_EX)
         if kept_measurement(report, results_dir, evidence.needs) is None:
             _measure(evidence)
     finally:
