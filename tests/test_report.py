@@ -283,8 +283,19 @@ def test_a_report_trains_parents_first_watches_and_draws(small: Callable[[str], 
     assert json.loads((runs / child / "result.json").read_text())["test"] == first["test"]
     assert (runs / parents[1] / "result.json").read_bytes() == before
 
-    # ... and if the weights in results/rebuilt go, too, they are trained once more.
-    Run(tmp_path / "results" / "rebuilt", parents[1]).weights.unlink()
+    # ... and if the weights in results/rebuilt go, too, they are trained once more, from where that had come.
+    again = Run(tmp_path / "results" / "rebuilt", parents[1])
+    again.weights.unlink()
+    (runs / child / "result.json").unlink()
+    record = again.record.read_bytes()
+    again.record.unlink()
+    store = f"results_dir={tmp_path / 'results' / 'rebuilt'}"
+    config = compose([*SMALL_RUN, "method=none", "seed=1", "runtime.progress=false", store])
+    with pytest.raises(train.Interrupted):
+        train.Training(config, again, train.Stop(number=15)).finish()
+    assert "resuming at epoch 1, step 2" in small("run")
+    again.weights.unlink()
+    again.record.write_bytes(record)
     (runs / child / "result.json").unlink()
     small("run")
     assert json.loads((runs / child / "result.json").read_text())["test"] == first["test"]

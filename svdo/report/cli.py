@@ -141,9 +141,8 @@ def _run(evidence: Evidence, brief: bool) -> bool:
         tried.add(run.run.folder)
         print(f"\n=== {run.command}", flush=True)
         lacking = watch.source(run) is None if run.config.runtime.snapshots else not run.run.weights.exists()
-        if _is_rebuilt(run) and lacking:  # trained again once already, but what it was trained for is not there
-            for path in (run.run.record, run.run.checkpoint):
-                path.unlink(missing_ok=True)
+        if _is_rebuilt(run) and run.record is not None and lacking:  # done, but what it was trained again for is not there
+            run.run.record.unlink(missing_ok=True)
         overrides = dict(item.partition("=")[::2] for item in run.overrides)
         outcome: dict[str, Any] = {"overrides": overrides, "id": run.config.id, "label": run.command, "message": ""}
         try:
