@@ -18,7 +18,7 @@ DATASETS = ("mnist", "fashion_mnist", "cifar10", "cifar100")
 NORMALIZATIONS = ("pixel_mean", "standard", "zca", "none")
 OPTIMIZERS = ("adam", "sgd")
 MAX_SEED = 2**31 - 1
-PRECISIONS = ("fp32", "bf16_variance", "bf16")
+PRECISIONS = ("fp32", "bf16_variance", "bf16", "auto")
 
 
 class UserError(Exception):
@@ -112,7 +112,7 @@ class RuntimeConfig:
     """How a run is computed; never part of what it is."""
 
     device: str = "auto"  # auto: cuda where there is one, else cpu
-    precision: str = "fp32"
+    precision: str = "fp32"  # auto: bf16 where the device has instructions for it, else fp32
     threads: int = 0  # 0: torch's own choice
     compile: bool = False  # torch.compile of the training pass; on CUDA replayed as captured graphs
     snapshots: int = 0  # keep the thresholded weights after every so many epochs, beside the record (0: never)

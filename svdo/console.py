@@ -34,7 +34,7 @@ def plan(config: Config, device: str, sizes: dict[str, int], weights: int, has_k
         ("method", config.method.name + (f", from {config.pretrained}" if config.pretrained else "")),
         ("objective", describe(sizes["train"] if has_kl else None)),
         ("training", ", ".join(training)),
-        ("device", f"{device}, {config.runtime.precision}"),
+        ("device", device),
         ("folder", folder),
     ]
     return "\n".join(f"{key:<10} {value}" for key, value in lines)

@@ -21,6 +21,7 @@ import torch
 from .config import RuntimeConfig, UserError
 
 F = TypeVar("F", bound=Callable[..., Any])
+CPU_FLAGS = Path("/proc/cpuinfo")
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
 
 
@@ -36,6 +37,22 @@ def device(runtime: RuntimeConfig) -> torch.device:
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         raise UserError(f"runtime.device={runtime.device} cannot be used: {str(error).splitlines()[0]}") from None
     return chosen
+
+
+def precision(runtime: RuntimeConfig, device: torch.device) -> str:
+    """``runtime.precision``, auto being bf16 where ``device`` has instructions for it, and fp32 where that is faster by far."""
+    return ("bf16" if has_bf16(device) else "fp32") if runtime.precision == "auto" else runtime.precision
+
+
+def has_bf16(device: torch.device) -> bool:
+    """Whether ``device`` multiplies bfloat16 itself; False where only Linux would know."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_capability(device) >= (8, 0)
+    try:
+        flags = CPU_FLAGS.read_text().split()
+    except FileNotFoundError:
+        return False
+    return not {"avx512_bf16", "amx_bf16", "bf16"}.isdisjoint(flags)
 
 
 @functools.cache
@@ -107,7 +124,7 @@ def provenance(runtime: RuntimeConfig, device: torch.device, started: str) -> di
         "torch": str(torch.__version__),
         "python": platform.python_version(),
         "device": device_name(device),
-        "precision": runtime.precision,
+        "precision": precision(runtime, device),
         "compile": runtime.compile,
         "threads": torch.get_num_threads(),
         "host_cores": os.cpu_count(),

@@ -105,6 +105,7 @@ class Training:
         self.config, self.run, self.stop = config, run, stop
         started = datetime.now(timezone.utc).isoformat(timespec="seconds")
         self.device = machine.device(config.runtime)
+        self.precision = machine.precision(config.runtime, self.device)
         if config.runtime.threads:
             torch.set_num_threads(config.runtime.threads)
         self.origins = [machine.provenance(config.runtime, self.device, started)]  # now: a checkout can move on meanwhile
@@ -145,7 +146,10 @@ class Training:
         folder = str(self.run.folder) + (resumed if progress.epoch or progress.step else "")
         weights = sum(layer.weights for layer in layers)
         has_kl = any(type(layer.noise).kl is not Noise.kl for _, layer in noisy_layers(self.model))
-        _say(console.plan(self.config, machine.device_name(self.device), sizes, weights, has_kl, folder) + "\n")
+        device = f"{machine.device_name(self.device)}, {self.precision}"
+        if self.precision != "fp32" and not machine.has_bf16(self.device):
+            device += ", which this device lacks instructions for: runtime.precision=fp32 is faster here"
+        _say(console.plan(self.config, device, sizes, weights, has_kl, folder) + "\n")
         self._fit()
         record = self._record()
         checkpoint.save(self.run.weights, self.evaluated.state_dict())
@@ -215,7 +219,7 @@ class Training:
     def _epoch(self, steps: int, bar: tqdm[Any], clock: float) -> None:
         """The steps that are left of this epoch."""
         train, progress, n_train = self.config.train, self.progress, len(self.data.train)
-        autocast = torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.runtime.precision == "bf16")
+        autocast = torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16")
         self.model.train()
         sums = progress.sums.to(self.device)
         self.stop.deferred = True

@@ -117,7 +117,7 @@ MISTAKES = {
     "seed=-1": ["seed=-1", "between 0 and"],
     "seed=x": ["seed=x is not of type int"],
     "model.dropout=3": ["model.dropout"],
-    "runtime.precision=fp16": ["runtime.precision=fp16 is not a choice", "fp32, bf16_variance, bf16"],
+    "runtime.precision=fp16": ["runtime.precision=fp16 is not a choice", "fp32, bf16_variance, bf16, auto"],
     "dataset.random_labels=2": ["dataset.random_labels=2", "between 0.0 and 1.0"],
     "model.k=2 model=lenet300": ["unknown key model.k", "the chosen model has no such setting"],
     "method.rates={fc1:1.0} method=binary": ["method.rates[fc1]=1.0", "[0, 1)"],

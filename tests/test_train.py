@@ -181,6 +181,39 @@ def test_lower_precision_trains_to_about_the_same(tmp_path: Path, precision: str
     assert low["train"]["nll"] == pytest.approx(fp32["train"]["nll"], rel=0.1)
 
 
+@pytest.mark.parametrize(
+    ("flags", "precision"),
+    [
+        ("flags\t\t: fpu avx2 avx512f avx512_bf16 avx512_vnni", "bf16"),
+        ("flags\t\t: fpu amx_bf16 amx_tile", "bf16"),
+        ("Features\t: fp asimd sve bf16 i8mm", "bf16"),
+        ("flags\t\t: fpu avx2 avx512f avx512_vnni", "fp32"),
+        (None, "fp32"),
+    ],
+)
+def test_auto_is_the_precision_that_the_cpu_has_instructions_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, flags: str | None, precision: str
+) -> None:
+    monkeypatch.setattr(machine, "CPU_FLAGS", tmp_path / "cpuinfo")
+    if flags:
+        (tmp_path / "cpuinfo").write_text(f"processor\t: 0\n{flags}\n")
+    record = execute(tmp_path, "train.epochs=1", "dataset.subset=1000", "runtime.precision=auto")[1]
+    assert record["provenance"]["precision"] == precision
+    assert machine.precision(RuntimeConfig(precision="bf16_variance"), torch.device("cpu")) == "bf16_variance"
+
+
+@pytest.mark.parametrize("flags", ["avx2", "avx512_bf16"])
+def test_bf16_on_a_cpu_that_lacks_it_is_obeyed_and_remarked_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], flags: str
+) -> None:
+    monkeypatch.setattr(machine, "CPU_FLAGS", tmp_path / "cpuinfo")
+    (tmp_path / "cpuinfo").write_text(f"flags : {flags}\n")
+    record = execute(tmp_path, "train.epochs=0", "runtime.precision=bf16")[1]
+    assert record["provenance"]["precision"] == "bf16"
+    device = next(line for line in capsys.readouterr().out.splitlines() if line.startswith("device"))
+    assert ("runtime.precision=fp32 is faster here" in device) == (flags == "avx2")
+
+
 @pytest.mark.slow
 def test_a_compiled_step_trains_to_about_the_same(tmp_path: Path) -> None:
     eager = execute(tmp_path / "eager", "train.epochs=4")[1]
