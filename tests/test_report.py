@@ -487,6 +487,7 @@ def test_a_measurement_of_networks_trains_them_first(
     rows = [Row("", name, measured=f"{name} early") for name in ("local", "separate", "single", "none")]
     columns = [Column("top", "top"), Column("bottom", "bottom")]
     report = spec.Report("noise", "gradient_variance", {"early": needed}, "Noise", seeds=[0, 1], columns=columns, rows=rows)
+    report = replace(report, overrides=["runtime.precision=bf16_variance"])
     evidence = collect.gather(report)
     assert [run.config.seed for run in cli._missing(evidence)] == [0, 1]
     cli._run(evidence, False)
@@ -498,6 +499,7 @@ def test_a_measurement_of_networks_trains_them_first(
     cli._run(kept, False)
     assert capsys.readouterr().out.endswith("noise: everything is done\n")
     made = collect.measurement(report, kept.results_dir)
+    assert json.loads(made.read_text())["local early"][0]["provenance"]["precision"] == "fp32"  # the networks' is another
     before = made.stat().st_mtime_ns
     capsys.readouterr()
     measuring = os.open(made.parent, os.O_RDONLY)
@@ -571,9 +573,12 @@ def test_a_run_that_another_process_finished_meanwhile_keeps_its_record(
     assert run.run.record.read_bytes() == before
 
 
-def test_time_and_memory_of_each_estimator_are_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_time_and_memory_of_each_estimator_are_measured(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.setattr(measures, "COSTED", ("model=mlp", "model.width=200", "method=vd_b"))
     found = measures.cost({}, Path("~/.cache/svdo"), measures.TOY)
+    assert "profiler" not in capfd.readouterr().err
     assert list(found) == ["local", "separate", "single", "none"]
     assert found["local"][0]["times_local"] == 1.0
     assert all(record["epoch_seconds"] > 0.0 for (record,) in found.values())

@@ -96,7 +96,8 @@ def _measure(evidence: Evidence) -> None:
     except ImportError as error:
         raise UserError(f"measuring {report.measure} needs more: {error}; pip install '.[plot]'") from None
     seconds = round(time.perf_counter() - clock, 3)
-    provenance = machine.provenance(evidence.runtime, torch.device("cpu"), started)
+    measured_in = replace(evidence.runtime, precision="fp32")  # whatever its networks were trained in
+    provenance = machine.provenance(measured_in, torch.device("cpu"), started)
     for row in {row.measured for row in report.rows if row.measured}:
         found[row] = [
             {"id": f"{report.name}/{row}", **record, "seconds": seconds, "provenance": provenance} for record in found[row]
@@ -215,6 +216,7 @@ def cost(networks: Networks, data_dir: Path, effort: Effort) -> dict[str, Any]:
                 times[estimator].append(_step(training, estimator, x, y))
     cores = others()
     found = {}
+    os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # torch's profiler otherwise reports its own doings to the terminal
     for estimator in estimators.ESTIMATORS:
         training.model.zero_grad()
         with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as watched:
