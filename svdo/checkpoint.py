@@ -1,10 +1,12 @@
-"""Atomic save and checked load of tensors; a file is either whole or not there."""
+"""Atomic save and checked load of tensors, a file being either whole or not there; and one process at a time at a file."""
 
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import os
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +28,15 @@ def write_atomically(path: Path, write: Any) -> None:
         with contextlib.suppress(OSError):
             temporary.unlink()
         raise
+
+
+def hold(file: int, waiting: Callable[[], None]) -> None:
+    """Lock an open file until it is closed; where another process has it locked, call ``waiting`` and wait for it to end."""
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        waiting()
+        fcntl.flock(file, fcntl.LOCK_EX)
 
 
 def save(path: Path, state: dict[str, Any]) -> None:

@@ -18,9 +18,9 @@ import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
-from .checkpoint import write_atomically
+from .checkpoint import hold, write_atomically
 from .config import UserError
 
 Record = dict[str, Any]
@@ -75,12 +75,9 @@ class Run:
                 f"cannot write to {self.folder}: {error.strerror}; name another folder with results_dir=..."
             ) from None
         with lock:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                lock.seek(0)
-                waiting(f"{self.id} is being trained by process {lock.read().strip() or '?'}; waiting for it to end")
-                fcntl.flock(lock, fcntl.LOCK_EX)
+            hold(
+                lock.fileno(), lambda: waiting(f"{self.id} is being trained by process {_holder(lock)}; waiting for it to end")
+            )
             lock.truncate(0)
             lock.write(str(os.getpid()))
             lock.flush()
@@ -121,6 +118,11 @@ class Run:
         write_atomically(self.record, lambda file: file.write(text.encode()))
         for path in (self.checkpoint, self.error):
             path.unlink(missing_ok=True)
+
+
+def _holder(lock: IO[str]) -> str:
+    lock.seek(0)
+    return lock.read().strip() or "?"
 
 
 def with_weights(results_dir: str | Path, id: str) -> Run | None:

@@ -68,9 +68,15 @@ class Progress:
     epoch: int = 0
     step: int = 0
     seconds: float = 0.0
+    core_seconds: float = 0.0  # each process's seconds times its threads
     sums: Tensor = field(default_factory=lambda: torch.zeros(2, dtype=torch.float64))  # of loss and of errors
     best_error: float = math.inf  # on validation images, of the epoch that train.best_epoch would keep so far
     best_epoch: int = 0
+
+    def add(self, seconds: float) -> None:
+        """Count the time that this process has trained for."""
+        self.seconds += seconds
+        self.core_seconds += seconds * torch.get_num_threads()
 
 
 def execute(config: Config) -> tuple[str, Record]:
@@ -186,7 +192,7 @@ class Training:
                     raise self._not_finite(None)
                 error = found["error"]
                 layers, totals = sparsity(self.evaluated), progress.sums
-                progress.seconds += time.perf_counter() - clock
+                progress.add(time.perf_counter() - clock)
                 progress.epoch, progress.step, progress.sums = progress.epoch + 1, 0, torch.zeros_like(totals)
                 if train.best_epoch and error < progress.best_error:
                     progress.best_error, progress.best_epoch = error, progress.epoch
@@ -248,7 +254,7 @@ class Training:
                 progress.sums = sums.cpu()
                 if not torch.isfinite(progress.sums).all():
                     raise self._not_finite(None)
-                progress.seconds += time.perf_counter() - clock
+                progress.add(time.perf_counter() - clock)
                 self._save()
                 raise Interrupted(self.stop.number, f" and saved after epoch {progress.epoch + 1}, step {progress.step}")
         progress.sums = sums.cpu()
@@ -355,6 +361,7 @@ class Training:
             "storage": _finite(storage(model)),
             "epochs": self.progress.epoch,
             "seconds": round(self.progress.seconds, 3),
+            "core_seconds": round(self.progress.core_seconds, 3),
             "provenance": provenance,
         }
         if data.validation is not None:

@@ -420,6 +420,7 @@ def test_core_minutes_keep_devices_apart() -> None:
     cpu = {"seconds": 60.0, "provenance": {"device": "cpu (x86_64, 2 threads)", "threads": 2}}
     gpu = {"seconds": 30.0, "provenance": {"device": "NVIDIA", "threads": 8}}
     assert render.core_minutes([cpu, gpu]) == "2.0, 0.5 on a GPU"
+    assert render.core_minutes([{**cpu, "core_seconds": 90.0}, gpu]) == "1.5, 0.5 on a GPU"
     assert render.core_minutes([]) == ""
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import itertools
 import json
 import math
@@ -22,7 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from .. import estimators, fetch, machine, train
-from ..checkpoint import write_atomically
+from ..checkpoint import hold, write_atomically
 from ..compose import compose
 from ..config import UserError
 from ..conversion import convert
@@ -69,11 +68,7 @@ def measure(evidence: Evidence) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     held = os.open(folder, os.O_RDONLY)
     try:
-        try:
-            fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            print("another process is measuring; waiting for it to end", flush=True)
-            fcntl.flock(held, fcntl.LOCK_EX)
+        hold(held, lambda: print("another process is measuring; waiting for it to end", flush=True))
         if kept_measurement(report, results_dir, evidence.needs) is None:
             _measure(evidence)
     finally:

@@ -38,10 +38,12 @@ def table(report: Report, collected: Rows) -> tuple[list[str], list[list[str]]]:
 
 
 def core_minutes(records: Sequence[Record]) -> str:
-    """Wall time of one run times the threads of its last process, a mean; of runs on a GPU, minutes."""
+    """Wall time of one run times its threads, a mean; of runs on a GPU, minutes."""
     cpu = [r for r in records if r["provenance"]["device"].startswith("cpu")]
     gpu = [r for r in records if r not in cpu]
-    texts = [f"{statistics.fmean(r['seconds'] * r['provenance']['threads'] for r in cpu) / 60:.1f}"] if cpu else []
+    # Older records count the threads of the last of their processes throughout.
+    seconds = [r.get("core_seconds", r["seconds"] * r["provenance"]["threads"]) for r in cpu]
+    texts = [f"{statistics.fmean(seconds) / 60:.1f}"] if cpu else []
     texts += [f"{statistics.fmean(r['seconds'] for r in gpu) / 60:.1f} on a GPU"] if gpu else []
     return ", ".join(texts)
 
