@@ -40,7 +40,13 @@ def record(overrides: tuple[str, ...], error: float, compression: float) -> dict
         "epochs": config.train.epochs,
         "seconds": 60.0,
         "storage": 2.0,
-        "provenance": {"device": "cpu (x86_64, 2 threads)", "threads": 2, "torch": "2.9", "started": "2026-01-02T03:04:05"},
+        "provenance": {
+            "device": "cpu (x86_64, 2 threads)",
+            "threads": 2,
+            "precision": "fp32",
+            "torch": "2.9",
+            "started": "2026-01-02T03:04:05",
+        },
     }
 
 
@@ -598,34 +604,49 @@ def test_a_claim_is_judged_group_by_group(report: spec.Report, tmp_path: Path) -
     evidence = replace(evidence_of([*rows, *other, *unmeasured], tmp_path), report=report)
     ratio, error = ["Sparse VD", "compression"], ["Sparse VD", "test.error"]
 
-    def judged(less: Any, more: Any, group: str = "") -> tuple[str, str, str]:
+    def judged(less: Any, more: Any, group: str = "") -> tuple[str, str]:
         return index.judged(evidence, spec.Claim("it is so", less, more, group))
 
     part = "Sparse VD 1.90 ± 0.14 (2 of 3 runs)"
-    assert judged(68, ratio, "LeNet-300-100") == ("**no**", "yes", "68 < Sparse VD 71.0 ± 1.4 (2 of 3 runs)")
-    assert judged(error, 1.7, "LeNet-300-100") == ("**no**", "**no**", f"{part} ≥ 1.7")
-    assert judged(error, 1.93, "LeNet-300-100")[1] == judged(error, 1.87, "LeNet-300-100")[1] == "within the spread"
-    assert judged(error, 1.93, "third") == ("yes", "not measured yet", "")
-    assert judged(error, ["SWS", "test.error"]) == ("yes", "not measured yet", "")  # quoted only
-    assert judged(error, 5) == ("yes", "yes (1 not measured yet)", f"LeNet-300-100: {part} < 5; other: {part} < 5")
-    assert judged([*error, "LeNet-300-100"], 5, "third")[1] == "yes"  # one side of another group
+    assert judged(68, ratio, "LeNet-300-100") == ("holds", "68 < Sparse VD 71.0 ± 1.4 (2 of 3 runs)")
+    assert judged(error, 1.7, "LeNet-300-100") == ("**does not hold**", f"{part} ≥ 1.7")
+    assert judged(error, 1.93, "LeNet-300-100")[0] == judged(error, 1.87, "LeNet-300-100")[0] == "undecided"
+    assert judged(error, 1.93, "third") == ("not measured yet", "")
+    assert judged(error, ["SWS", "test.error"]) == ("not measured yet", "")  # quoted only
+    assert judged(error, 5) == ("holds (1 not measured yet)", f"LeNet-300-100: {part} < 5; other: {part} < 5")
+    assert judged([*error, "LeNet-300-100"], 5, "third")[0] == "holds"  # one side of another group
     unlike = replace(rows[1][0], published={"test.error": 6.0})
     evidence = replace(evidence, rows=[*rows, *((replace(unlike, group="other"), items) for row, items in rows[1:])])
-    assert judged(error, 5)[:2] == ("in 1 of 2", "yes")
+    assert judged(error, 5)[0] == "as published in 1 of 2"  # the published figures hold in the first group alone
+    both = f"LeNet-300-100: 5 ≥ {part} (≥ as published, too); other: 5 ≥ {part}"
+    assert judged(5, error) == ("as published in 1 of 2", both)
     once = [(replace(rows[1][0], label="once"), rows[1][1][:1])]  # its error is 1.8, of one run
     single = ["once", "test.error"]
     evidence = replace(evidence, rows=[*rows, *once])
-    assert judged(single, 1.9, "LeNet-300-100")[1] == "within the spread"  # that of the other row
-    assert judged(single, 2.0, "LeNet-300-100")[1] == "yes"
+    assert judged(single, 1.9, "LeNet-300-100")[0] == "undecided"  # its spread is that of the other row
+    assert judged(single, 2.0, "LeNet-300-100")[0] == "holds"
     evidence = replace(evidence, rows=once)
-    assert judged(single, 1.9, "LeNet-300-100")[1] == "yes, one run"
+    assert judged(single, 1.9, "LeNet-300-100")[0] == "holds, one run"
     evidence = replace(evidence, rows=[(once[0][0], [collect.Finding({"test": {"error": 1.8}})])])
-    assert judged(single, 1.9, "LeNet-300-100")[1] == "yes"
-    assert judged(single, 1.8, "LeNet-300-100")[1:] == (
-        "within the spread",
-        "once 1.80 ≥ 1.8",
-    )  # equal: a tie, even without spread
-    assert index._word([True, False, None]) == "in 1 of 3, 1 within the spread"
+    assert judged(single, 1.9, "LeNet-300-100")[0] == "holds"
+    assert judged(single, 1.8, "LeNet-300-100") == ("undecided", "once 1.80 ≥ 1.8")  # equal: a tie, even without spread
+    assert index._word([True, False, None], "holds", "fails") == "holds in 1 of 3, 1 undecided"
+    assert index._word([False, False, None], "holds", "fails") == "fails in 2 of 3, 1 undecided"
+
+
+def test_the_index_counts_the_claims_of_each_paper(report: spec.Report, tmp_path: Path) -> None:
+    put(tmp_path, record(("model=lenet300", "method=sparsevd", "seed=0"), 1.8, 70.0))
+    error = ["Sparse VD", "test.error"]
+    claims = [spec.Claim(says, error, bound) for says, bound in (("little", 5), ("less", 1), ("as much", 1.8))]
+    claims.append(spec.Claim("unlike SWS", error, ["SWS", "test.error"]))
+    report = replace(report, paper="2017", claims=claims)
+    evidence = replace(evidence_of(collected(report, tmp_path), tmp_path), report=report)
+    ((_, page),) = index.page([evidence]).items()
+    text = page.decode()
+    assert "\nClaims: 4. Measured, some on one network only: 3. Hold: 1. Do not hold: 1. Undecided or in part: 1.\n" in text
+    assert "Not measured yet:\n\n- unlike SWS (" in text
+    assert "Kingma" not in text  # no report on it
+    assert "1.0 minutes on cpu (x86_64), 2 threads, fp32, torch 2.9, 2026-01-02." in text
 
 
 @pytest.mark.parametrize("name", spec.names())

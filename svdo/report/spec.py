@@ -93,7 +93,7 @@ class Report:
     claims: list[Claim] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     place: int = 0  # among the reports of results/README.md
-    own: bool = False  # its claims answer questions of ours, not the papers'
+    paper: str = ""  # whose claims it decides: 2015 or 2017; none: they answer questions of ours
     quick: bool = False
 
 
