@@ -72,15 +72,43 @@ def convert(
             twin.noise = noise.to(device=layer.weight.device, dtype=layer.weight.dtype)
             twin.noise.train(layer.training)
             twins[id(layer)] = twin
-    if chosen[0][1] is converted:
-        return twins[id(converted)]
-    for parent in list(converted.modules()):
+    return _replaced(converted, twins)
+
+
+def plain(module: nn.Module) -> nn.Module:
+    """The network that evaluation uses, made of torch's own layers: to be exported, or used where svdo is not.
+
+    Args:
+        module: a converted network; it is not changed.
+
+    Returns:
+        A copy in the same mode whose noisy layers are Linear and Conv2d again, under their old names, with the weights of
+        ``evaluation_weights``, 0 where removed. The methods' noise is gone from it, in training mode too.
+    """
+    result = copy.deepcopy(module)
+    twins: dict[int, nn.Module] = {}
+    for _, layer in noisy_layers(result):
+        cls = next(kind for kind, noisy in NOISY.items() if isinstance(layer, noisy))
+        twin = cls.__new__(cls)
+        own = {key: value for key, value in layer.__dict__.items() if key not in ("sampling", "variance_dtype")}
+        others = {name: child for name, child in layer._modules.items() if child is not layer.noise}
+        twin.__dict__ = own | {"_modules": others, "_parameters": dict(layer._parameters)}
+        twin.weight = nn.Parameter(layer.pruned_weight().detach().clone(), layer.weight.requires_grad)
+        twins[id(layer)] = twin
+    return _replaced(result, twins)
+
+
+def _replaced(module: nn.Module, twins: dict[int, nn.Module]) -> nn.Module:
+    """``module`` with other layers in the places of those whose ids ``twins`` has."""
+    if id(module) in twins:
+        return twins[id(module)]
+    for parent in list(module.modules()):
         for child_name, child in list(parent._modules.items()):
             if id(child) in twins:
                 setattr(parent, child_name, twins[id(child)])
                 if isinstance(parent, nn.TransformerEncoderLayer):
                     parent.activation_relu_or_gelu = 0  # torch's fast path of evaluation would read the weights past the layers
-    return converted
+    return module
 
 
 def _matches(name: str, patterns: tuple[str, ...]) -> bool:

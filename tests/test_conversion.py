@@ -361,3 +361,37 @@ def test_a_converted_network_survives_pickling_whole() -> None:
     file.seek(0)
     loaded = torch.load(file, weights_only=False)
     assert torch.equal(loaded(images()), model(images()))
+
+
+@pytest.mark.parametrize("method", sorted(METHODS))
+def test_plain_is_the_network_that_evaluation_uses_without_svdo(method: str) -> None:
+    network = small()
+    model = svdo.convert(network, method)
+    with torch.no_grad():
+        for _, layer in noisy_layers(model):
+            if isinstance(log_sigma2 := getattr(layer.noise, "log_sigma2", None), Tensor):
+                log_sigma2[:, ::2] = 9.0  # removes every second input's weights
+    svdo.advance(model, 1, 1)
+    before = copy.deepcopy(model.state_dict())
+    plain = svdo.plain(model)
+    assert kinds(plain) == kinds(network)
+    assert torch.equal(plain(images()), model.eval()(images()))
+    assert plain.state_dict().keys() == network.state_dict().keys()
+    assert [svdo.sparsity(plain)[i].nonzero for i in (0, 1)] == [svdo.sparsity(model)[i].nonzero for i in (0, 1)]
+    assert torch.equal(plain.train()(images()), plain(images()))  # nothing is random
+    for parameter in plain.parameters():
+        parameter.data.fill_(7.0)
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())  # a copy
+    assert kinds(svdo.convert(plain, "sparsevd"))[0] == "NoisyConv2d"  # it can be converted again
+
+
+def test_plain_of_a_single_layer_keeps_its_mode_device_and_hooks() -> None:
+    layer = nn.Linear(3, 2)
+    seen: list[int] = []
+    layer.register_forward_hook(lambda *_: seen.append(1))
+    plain = svdo.plain(svdo.convert(layer.eval(), "sparsevd", log_sigma2=-30.0))
+    assert type(plain) is nn.Linear
+    assert not plain.training
+    assert torch.equal(plain.weight, layer.weight)
+    plain(torch.zeros(1, 3))
+    assert seen == [1]

@@ -4,6 +4,8 @@ import contextlib
 import fcntl
 import json
 import os
+import re
+import shlex
 import shutil
 import sys
 import threading
@@ -131,6 +133,8 @@ def test_cells_are_mean_and_spread_over_the_seeds_that_are_done(report: spec.Rep
     assert "| quoted |" in text
     assert compose(["model=lenet300", "seed=1"]).id in text
     assert "- LeNet-300-100, Sparse VD: a remark" in text
+    (made,) = re.findall(r"`[^`]*-s1-\w+`, by `(svdo-run .*)`\n", text)
+    assert compose(shlex.split(made)[1:]).id == compose(["model=lenet300", "seed=0"]).id
     assert text == render.markdown(report, collected(report, tmp_path))
     assert "Sparse VD,test.error,1.92,1.9,0.141421,2,reached" in render.comma_separated(report, collected(report, tmp_path))
     assert r"\toprule" in render.latex(report, collected(report, tmp_path))

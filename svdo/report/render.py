@@ -61,7 +61,8 @@ def markdown(report: Report, collected: Rows) -> str:
     ids = []
     for row, items in collected:
         names = dict.fromkeys(f"`{record['id']}`" for item in items if (record := item.record) is not None)
-        ids += [f"- {_label(row)}: " + ", ".join(names)] if names else []
+        commands = [item.command for item in items if isinstance(item, Planned)][:1]
+        ids += [f"- {_label(row)}: " + ", ".join([*names, *(f"by `{command}`" for command in commands)])] if names else []
     if ids:
         kept = f"measured/{report.name}.json" if any(row.measured for row, _ in collected) else "runs/<id>/result.json"
         parts += [f"Measured figures, by record (`results/{kept}`):", "\n".join(ids)]
