@@ -10,12 +10,13 @@ from typing import Any
 
 import numpy as np
 
-from ..methods import Method
+from ..methods import METHODS, Method
 from .collect import Evidence, Measured, Planned, Rows, measure
 from .spec import Column
 
 COLOURS = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#999999"]  # Okabe and Ito
-MARKERS = "osD^vP*X"
+MARKERS = "osD^vP*X<>hd"
+GREY = "#777777"
 DPI = 110
 ERROR, COMPRESSION = Column("test.error", "error %"), Column("compression", "compression")
 
@@ -48,34 +49,36 @@ def tradeoff(evidence: Evidence, watched: Sequence[Watched]) -> dict[str, bytes]
     """Error against compression: every row's mean and spread, the published points, and runs whose threshold moves."""
     labels = list(dict.fromkeys(row.label for row, _ in evidence.rows))
     groups = list(dict.fromkeys(row.group for row, _ in evidence.rows))
-    figure, axes = _subplots(len(groups), width=5.2, height=4.4)
+    removing = list(dict.fromkeys(name for _, items in evidence.rows if METHODS.get(name := _name(items), Method).sparsifies))
+    figure, axes = _subplots(len(groups), width=5.2, height=5.0)
     for axis, group in zip(axes, groups, strict=True):
         published: set[tuple[Any, Any]] = set()
         for row, planned in evidence.rows:
             if row.group != group:
                 continue
-            number = labels.index(row.label)
-            style: dict[str, Any] = _style(number)
+            name = _name(planned)
+            colour = COLOURS[removing.index(name)] if name in removing else GREY
+            style: dict[str, Any] = {"color": colour, "marker": MARKERS[labels.index(row.label) % len(MARKERS)]}
             error, ratio = measure(planned, ERROR), measure(planned, COMPRESSION)
             if error and ratio:
                 axis.errorbar(
                     ratio.means[0], error.means[0], _spread(error), _spread(ratio), label=row.label, linestyle="none", **style
                 )
-            point = row.published.get("compression"), row.published.get("test.error")
+            point = row.published.get("compression", None if name in removing else 1.0), row.published.get("test.error")
             if None not in point and point not in published:
                 published.add(point)
                 axis.plot(*point, markerfacecolor="none", linestyle="none", zorder=3, **style)
         for run in watched:
             if run.title == group:
                 shown = run.seen["error"] < 1.4 * run.seen["error"].min()
-                style = {"color": "#777777", "linewidth": 1, "zorder": 0, "label": "one Sparse VD run, other thresholds"}
+                style = {"color": GREY, "linewidth": 1, "zorder": 0, "label": "one Sparse VD run, other thresholds"}
                 axis.plot(run.seen["compression"][shown], run.seen["error"][shown], **style)
         axis.plot([], [], "o", color="black", markerfacecolor="none", label="as published")
         axis.set(title=group, xlabel="compression, |W| / |W ≠ 0|", ylabel="test error, %", xscale="log")
         axis.set_xticks([1, 2, 5, 10, 20, 50, 100, 200])
         axis.xaxis.set_major_formatter("{x:g}×")
         axis.grid(alpha=0.3)
-        axis.legend(fontsize=7, frameon=False)
+    _legend_below(figure, axes)
     return {"png": _png(figure)}
 
 
@@ -122,7 +125,7 @@ def log_alpha(evidence: Evidence, watched: Sequence[Watched]) -> dict[str, bytes
             yscale="log",
         )
         axis.yaxis.set_major_formatter("{x:g}")
-        axis.legend(fontsize=7, frameon=False)
+        axis.legend(fontsize=7, framealpha=1.0, edgecolor="none")
     return {"png": _png(figure)}
 
 
@@ -243,19 +246,22 @@ def regularisers(evidence: Evidence, watched: Sequence[Watched]) -> dict[str, by
         found = [(x, rate.means[0], sum(rate.means[1:]) / len(rate.means[1:])) for x, _, rate in rates[label] if rate]
         if found and label in learned:
             at, first, hidden = zip(*found, strict=True)
-            below.plot(at, hidden, label=f"{label}, later layers", **style)
-            below.plot(at, first, ":", label=f"{label}, first layer", **style)
+            below.plot(at, hidden, **style)
+            below.plot(at, first, ":", **style)
+    below.plot([], [], color="black", label="right: later layers")
+    below.plot([], [], ":", color="black", label="right: first layer")
     key = _swept_key(evidence.rows)
     for axis, title in zip(above, (["as published"] if quoted else []) + ["measured"], strict=True):
         axis.set(title=title, xlabel=key, ylabel="test error, %")
     limits = [limit for axis in above for limit in axis.get_ylim()]
+    reach = [limit for axis in above for limit in axis.get_xlim()]
     for axis in above:
         axis.set_ylim(min(limits), max(limits))
     below.set(title="learned dropout rates", xlabel=key, ylabel="mean of p = α / (1 + α)", ylim=(0, None))
     for axis in axes:
+        axis.set_xlim(min(reach), max(reach))
         axis.grid(alpha=0.3)
-        if axis.get_legend_handles_labels()[0]:
-            axis.legend(fontsize=7, frameon=False)
+    _legend_below(figure, axes)
     return {"png": _png(figure)}
 
 
@@ -282,7 +288,8 @@ def _known(rows: Rows) -> bool:
 
 
 def _swept_key(rows: Rows) -> str:
-    return next(iter(rows[0][0].sweep)).replace("model.", "")
+    key = next(iter(rows[0][0].sweep)).replace("model.", "")
+    return {"k": "width factor k", "width": "units per hidden layer"}.get(key, key)
 
 
 def parameterization(evidence: Evidence, watched: Sequence[Watched]) -> dict[str, bytes]:
@@ -343,6 +350,11 @@ def _style(number: int) -> dict[str, Any]:
     return {"color": COLOURS[number % 8], "marker": MARKERS[(number + number // 8) % 8]}
 
 
+def _name(items: Sequence[Any]) -> str:
+    """The method of a row's runs; empty where it has none."""
+    return next((item.config.method.name for item in items if isinstance(item, Planned)), "")
+
+
 DRAW: dict[str, Draw] = {
     "tradeoff": tradeoff,
     "training": training,
@@ -368,6 +380,15 @@ def _subplots(
         rows, columns, figsize=(width * columns, height), squeeze=False, layout="constrained", height_ratios=ratios
     )
     return figure, list(axes.flat)
+
+
+def _legend_below(figure: Any, axes: Sequence[Any]) -> None:
+    """One legend for all axes, each label once."""
+    handles: dict[str, Any] = {}
+    for axis in axes:
+        for handle, label in zip(*axis.get_legend_handles_labels(), strict=True):
+            handles.setdefault(label, handle)
+    figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=4, fontsize=8, frameon=False)
 
 
 def _png(figure: Any) -> bytes:

@@ -55,8 +55,12 @@ def markdown(report: Report, collected: Rows) -> str:
     notes = [*report.notes, *(f"{_label(row)}: {row.note}" for row, _ in collected if row.note)]
     if notes:
         parts.append("\n".join(f"- {note}" for note in notes))
-    sources = [f"- {_label(row)}: {row.source}" for row, _ in collected if row.source]
-    if sources:
+    quoted = [row for row, _ in collected if row.source]
+    by_source = {row.source: [_label(other) for other in quoted if other.source == row.source] for row in quoted}
+    sources = [f"- {'; '.join(labels)}: {source}" for source, labels in by_source.items()]
+    if len(sources) == 1:
+        parts.append(f"Published figures, as quoted: {quoted[0].source}")
+    elif sources:
         parts += ["Published figures, as quoted:", "\n".join(sources)]
     ids = []
     for row, items in collected:
