@@ -91,12 +91,11 @@ def judged(evidence: Evidence, claim: Claim) -> tuple[str, str]:
     sides = [(group, _measured(evidence, claim.less, group), _measured(evidence, claim.more, group)) for group in groups]
     both = [(group, less, more) for group, less, more in sides if less is not None and more is not None]
     known = [(group, less, more) for group, less, more in both if less.text and more.text]
-    expected = {group: _published_order(evidence, claim, group) for group in groups}
-    mixed = {True, False} <= set(expected.values())
-    held = [
-        None if (order := _order(less, more)) is None else order is not (mixed and expected[group] is False)
-        for group, less, more in known
-    ]
+    quoted = {group: _published_order(evidence, claim, group) for group in groups}
+    mixed = {True, False} <= set(quoted.values())
+    contrary = {group for group in groups if mixed and quoted[group] is False}  # where the published figures do not follow it
+    orders = [(group, _order(less, more)) for group, less, more in known]
+    held = [None if order is None else order != (group in contrary) for group, order in orders]
     word = _word(held, *((AS_PUBLISHED, UNLIKE) if mixed else (HOLDS, FAILS))) or UNKNOWN
     if any(None in (less.std, more.std) for _, less, more in known):
         word += ONCE
@@ -106,7 +105,7 @@ def judged(evidence: Evidence, claim: Claim) -> tuple[str, str]:
     figures = [
         f"{group}: " * named
         + f"{less.text} {'<' if less.mean < more.mean else '≥'} {more.text}"
-        + " (≥ as published, too)" * (mixed and expected[group] is False and less.mean >= more.mean)
+        + " (≥ as published, too)" * (group in contrary and less.mean >= more.mean)
         for group, less, more in known
     ]
     return word, "; ".join(figures)
