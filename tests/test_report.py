@@ -222,6 +222,10 @@ def test_a_width_that_was_never_trained_is_timed_by_its_weights(tmp_path: Path) 
     ]
     assert seconds == [60.0, pytest.approx(60.0 * (784 * 200 + 2 * 200**2 + 2000) / 99_400)]
     assert collect.expected_seconds(compose(["model=mlp", "method=binary"]), list(finished(tmp_path)), "cuda") is None
+    sparse = {**record(("model=mlp", "model.width=50", "method=sparsevd"), 1.0, 1.0), "weights": 44_700, "seconds": 200.0}
+    put(tmp_path, sparse | {"epochs": 1})
+    wanted = compose(["model=mlp", "model.width=100", "method=sparsevd", "train.epochs=1"])
+    assert collect.expected_seconds(wanted, list(finished(tmp_path))) == pytest.approx(200.0 * 99_400 / 44_700)  # by its method
 
 
 SMALL_RUN = ["model=mlp", "model.width=8", "dataset.subset=400", "train.epochs=2", "train.batch_size=50"]

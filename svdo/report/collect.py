@@ -226,8 +226,8 @@ def verdict(measured: Measured | None, column: Column, published: Any) -> str:
 def expected_seconds(config: Config, records: Sequence[Record], device: str = "cpu") -> float | None:
     """Time of a run from the epochs of what ``device`` (cpu or cuda) finished of its network and data set; None without.
 
-    Where this width was never trained, other widths of the network count, their time taken as proportional to their weights.
-    Runs of the same method say more than others; where there are some, they alone count.
+    Runs of the same method say more than others; where there are some, they alone count. Where this width was never trained,
+    other widths of the network count, their time taken as proportional to their weights.
     """
     wanted = config.as_dict()
     known = [
@@ -238,13 +238,12 @@ def expected_seconds(config: Config, records: Sequence[Record], device: str = "c
         and _agrees(r["config"]["dataset"], wanted["dataset"])
         and r["provenance"]["device"].startswith("cpu") == (device == "cpu")
     ]
+    known = [r for r in known if r["method"] == config.method.name] or known
     alike = [r for r in known if _agrees(r["config"]["model"], wanted["model"])]
-    factors = {r["id"]: 1.0 for r in alike}
     if known and not alike:
-        weights, alike = _weights(config), known
-        factors = {r["id"]: weights / r["weights"] for r in known}
-    alike = [r for r in alike if r["method"] == config.method.name] or alike
-    rates = [r["seconds"] / r["epochs"] * r["config"]["train"]["batch_size"] * factors[r["id"]] for r in alike]
+        weights = _weights(config)
+        alike = [{**r, "seconds": r["seconds"] * weights / r["weights"]} for r in known]
+    rates = [r["seconds"] / r["epochs"] * r["config"]["train"]["batch_size"] for r in alike]
     return statistics.median(rates) * config.train.epochs / config.train.batch_size if rates else None
 
 
