@@ -2,6 +2,7 @@
 
 import contextlib
 import fcntl
+import itertools
 import json
 import os
 import re
@@ -113,6 +114,16 @@ def test_a_run_is_planned_after_all_that_it_starts_from(tmp_path: Path) -> None:
     assert collect.missing([first, second])[3:] == [second.parent.parent, second.parent, second]
     with pytest.raises(UserError, match=r"report/chained\.yaml: Longer: no row above it in net is called Original"):
         collect.runs(replace(chained, rows=rows[1:]), rows[1])
+
+
+@pytest.mark.parametrize("name", spec.names())
+def test_the_rows_of_a_network_stand_together(name: str) -> None:
+    rows = spec.load(name).rows
+    groups = [row.group for row in rows]
+    assert sum(one != other for one, other in itertools.pairwise(groups)) == len(set(groups)) - 1
+    assert [row.label for row in rows if row.group == groups[0]] == list(dict.fromkeys(row.label for row in rows))[
+        : groups.count(groups[0])
+    ]
 
 
 def test_an_unknown_report_is_refused_with_the_choices() -> None:

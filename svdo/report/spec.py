@@ -116,7 +116,9 @@ def load(name: str) -> Report:
         raise UserError(f"conf/report/{name}.yaml: {' '.join(str(error).split())}") from None
     assert isinstance(report, Report)
     report.name = name
-    report.rows = [single for row in report.rows for single in _expanded(row)]
+    rows = [single for row in report.rows for single in _expanded(row)]
+    groups = list(dict.fromkeys(row.group for row in rows))
+    report.rows = sorted(rows, key=lambda row: groups.index(row.group))  # what is compared stands together
     return report
 
 
