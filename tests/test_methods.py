@@ -312,7 +312,9 @@ def test_memory_format_does_not_change_the_mathematics(method: str) -> None:
     repeated = channels_last[:1].expand(4000, -1, -1, -1).contiguous(memory_format=torch.channels_last)
     y = layer.train()(repeated)
     z = layer(repeated.contiguous())
-    error = 5 * (y.var(0) / 2000).sqrt() + 1e-6
+    error = (
+        5 * (y.var(0) / 2000).sqrt() + 1e-6 * y.abs().max()
+    )  # each format has kernels of its own, and they round in another order
     assert ((y.mean(0) - z.mean(0)).abs() <= error).all()
     if is_noisy(layer):
         # Neighbouring positions and channels are never copies of one another's noise.
