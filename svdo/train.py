@@ -154,7 +154,7 @@ class Training:
         has_kl = any(type(layer.noise).kl is not Noise.kl for _, layer in noisy_layers(self.model))
         device = f"{machine.device_name(self.device)}, {self.precision}"
         if self.precision != "fp32" and not machine.has_bf16(self.device):
-            device += ", which this device lacks instructions for: runtime.precision=fp32 is faster here"
+            device += "; not known to have instructions for that, runtime.precision=fp32 may be many times faster"
         _say(console.plan(self.config, device, sizes, weights, has_kl, folder) + "\n")
         self._fit()
         record = self._record()

@@ -211,7 +211,7 @@ def test_bf16_on_a_cpu_that_lacks_it_is_obeyed_and_remarked_on(
     record = execute(tmp_path, "train.epochs=0", "runtime.precision=bf16")[1]
     assert record["provenance"]["precision"] == "bf16"
     device = next(line for line in capsys.readouterr().out.splitlines() if line.startswith("device"))
-    assert ("runtime.precision=fp32 is faster here" in device) == (flags == "avx2")
+    assert ("runtime.precision=fp32 may be many times faster" in device) == (flags == "avx2")
 
 
 @pytest.mark.slow
