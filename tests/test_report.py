@@ -19,7 +19,7 @@ import numpy as np
 import pytest
 from conftest import Command
 
-from svdo import train
+from svdo import estimators, train
 from svdo.compose import compose
 from svdo.config import Config, RuntimeConfig, UserError
 from svdo.fetch import Images, UnavailableError
@@ -541,6 +541,8 @@ def test_a_measurement_of_networks_trains_them_first(
     made.unlink()
     measures.measure(evidence)
     assert made.exists()
+    told = [line.rsplit("  ", 1)[0] for line in capsys.readouterr().out.splitlines()[-4:]]
+    assert told == [f"{n}/4  early {name}" for n, name in enumerate(estimators.ESTIMATORS, 1)]
     assert collect.gather(replace(report, needs={"early": [*needed, "train.epochs=3"]})).measured is None
 
 

@@ -10,11 +10,11 @@ import os
 import statistics
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -36,6 +36,7 @@ from ..prune import at_threshold
 from ..runs import Run, with_weights
 from .collect import Evidence, kept_measurement, measurement, network_ids
 
+Part = TypeVar("Part", bound=tuple[Any, ...])
 Networks = dict[str, list[tuple[nn.Module, Data]]]  # those that a report needs, with their data, one per seed
 
 
@@ -102,6 +103,14 @@ def _measure(evidence: Evidence) -> None:
     write_atomically(measurement(report, evidence.results_dir), lambda file: file.write(text.encode()))
 
 
+def _timed(parts: Sequence[Part]) -> Iterator[Part]:
+    """The parts of a measurement, and on the terminal how far it is: some take most of an hour."""
+    for number, part in enumerate(parts, 1):
+        clock = time.perf_counter()
+        yield part
+        print(f"{number}/{len(parts)}  {' '.join(map(str, part))}  {time.perf_counter() - clock:.0f} s", flush=True)
+
+
 def kl(networks: Networks, data_dir: Path, effort: Effort) -> dict[str, Any]:
     """The approximations of the KL against the exact one over log alpha in [-10, 10], and the sigmoid fitted anew."""
     from scipy.optimize import curve_fit
@@ -139,8 +148,9 @@ def kl(networks: Networks, data_dir: Path, effort: Effort) -> dict[str, Any]:
 def gradient_variance(networks: Networks, data_dir: Path, effort: Effort) -> dict[str, Any]:
     """Each estimator's gradient variance in the first (bottom) and the last (top) layer of each network; a record per seed."""
     found: dict[str, Any] = {}
-    for (name, trained), estimator in itertools.product(networks.items(), estimators.ESTIMATORS):
-        found[f"{estimator} {name}"] = [_variance(model, data, estimator, effort) for model, data in trained]
+    parts = list(itertools.product(networks, estimators.ESTIMATORS))
+    for name, estimator in _timed(parts):
+        found[f"{estimator} {name}"] = [_variance(model, data, estimator, effort) for model, data in networks[name]]
     return found
 
 
@@ -159,8 +169,8 @@ def uncertainty(networks: Networks, data_dir: Path, effort: Effort) -> dict[str,
     """
     other = fetch.load("fashion_mnist", data_dir)
     found: dict[str, Any] = {}
-    for name, trained in networks.items():
-        for model, data in trained:
+    for (name,) in _timed([(name,) for name in networks]):
+        for model, data in networks[name]:
             pixels, labels = torch.from_numpy(other.test_images), torch.from_numpy(other.test_labels).long()
             fashion = replace(data.test, images=pixels, labels=labels)
             for way, samples, threshold in (("thresholded", 0, None), ("mean", 0, math.inf), ("sampled", effort.samples, None)):
@@ -180,7 +190,7 @@ def parameterization(networks: Networks, data_dir: Path, effort: Effort) -> dict
     ((dense, data),) = networks["dense"]
     at = np.arange(-8.0, 4.1, 1.0)
     found: dict[str, list[float]] = {name: [] for name in PARAMETERIZATIONS}
-    for log_alpha, name in itertools.product(at, PARAMETERIZATIONS):
+    for log_alpha, name in _timed(list(itertools.product(at, PARAMETERIZATIONS))):
         model = convert(dense, SparseVD(parameterization=name, train_clip=False))
         with torch.no_grad():
             for _, layer in noisy_layers(model):
