@@ -6,7 +6,7 @@ for layer in svdo.sparsity(model): ...
 """
 
 from .config import UserError
-from .conversion import advance, convert, kl, plain
+from .conversion import advance, convert, kl, parameter_groups, plain
 from .evaluate import reestimate_batch_norm
 from .layers import sampling
 from .prune import LayerSparsity, at_threshold, compression, evaluation_weights, masks, sparsity, storage
@@ -21,6 +21,7 @@ __all__ = [
     "evaluation_weights",
     "kl",
     "masks",
+    "parameter_groups",
     "plain",
     "reestimate_batch_norm",
     "sampling",

@@ -196,6 +196,13 @@ def _between(key: str, value: float, low: float, high: float) -> None:
 
 def check_rates(key: str, rates: Mapping[str, float]) -> None:
     """Raise ``UserError`` unless every dropout rate of the pattern -> rate mapping lies in [0, 1)."""
-    require(isinstance(rates, Mapping), f"{key}={rates} is no mapping of layer patterns to rates")
+    check_mapping(key, rates)
     for pattern, rate in rates.items():
         require(0.0 <= rate < 1.0, f"{key}[{pattern}]={rate} is no dropout rate; it must lie in [0, 1)")
+
+
+def check_mapping(key: str, values: Any) -> None:
+    """Raise ``UserError`` unless ``values`` is a mapping of layer patterns to numbers."""
+    require(
+        isinstance(values, Mapping), f"{key}={values} is no mapping of layer patterns to numbers, such as {{'*': {values}}}"
+    )

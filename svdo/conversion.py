@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from .config import UserError, require
-from .layers import NOISY, NoisyLayer, noisy_layers, weight_layers
+from .layers import NOISY, Noise, NoisyLayer, noisy_layers, warn_of_uncalled, weight_layers
 from .methods import Method, find
 
 
@@ -29,17 +29,19 @@ def convert(
     Args:
         module: any network; it is not changed, the result is a converted copy in the same mode.
         method: a method's name ("sparsevd", "vd_b", "binary", ...) or a ``Method`` with its settings.
-        include: shell patterns of the dotted layer names to convert.
-        exclude: shell patterns of the layer names to leave plain; it wins over ``include``.
+        include: shell patterns of the dotted names of layers, or of modules around them, to convert.
+        exclude: such patterns of what to leave plain; it wins over ``include``.
         **settings: the method's fields, where ``method`` is a name, such as ``threshold=2.5`` or ``rates={"fc*": 0.3}``.
 
     Returns:
-        The converted copy. Train it with ``cross_entropy(model(x), y) + kl_weight * svdo.kl(model) / n_train``.
+        The converted copy. Train it with ``cross_entropy(model(x), y) + kl_weight * svdo.kl(model) / n_train``, in training
+        mode. Other kinds of layers stay as they are; frozen ones are converted, too (exclude them). ``state_dict`` has
+        parameters and masks, not the settings: load it into a network converted with the same ones.
 
     Raises:
-        UserError: on an unknown method, field or value; on a layer that is noisy already; where no layer matches, or none
-            matches a pattern of the method's settings; or on a subclass of Linear or Conv2d, whose behaviour a noisy layer
-            would silently drop (exclude it).
+        UserError: on an unknown method, field or value; on a layer that is noisy already or in float16 (convert in float32
+            and train under autocast); where no layer matches, or none matches one of the patterns given; or on a layer whose
+            behaviour a noisy one would silently drop (exclude it): a subclass of Linear or Conv2d, a weight made by a hook.
     """
     if isinstance(method, str):
         cls = find(method)
@@ -55,24 +57,29 @@ def convert(
         raise UserError("the module has noisy layers already; convert the plain network")
     include, exclude = ((part,) if isinstance(part, str) else tuple(part) for part in (include, exclude))
     converted = copy.deepcopy(module)
-    chosen = [
-        (name, layer) for name, layer in weight_layers(converted) if _matches(name, include) and not _matches(name, exclude)
-    ]
-    if not chosen:
-        raise UserError("no Linear or Conv2d layer of the module matches include and exclude")
-    candidates = {name: _twin(layer, name) for name, layer in chosen}
+    layers = _named(converted)
+    require(bool(layers), "no Linear or Conv2d layer in the module")
+    choices = ", ".join(names[0] for names, _ in layers)
+    for key, pattern in (*(("include", pattern) for pattern in include), *(("exclude", pattern) for pattern in exclude)):
+        found = any(_matches(names, [pattern]) for names, _ in layers)
+        require(found, f"{key}={pattern} matches no Linear or Conv2d layer; take names or patterns of: {choices}")
+    chosen = {names[0]: layer for names, layer in layers if _matches(names, include) and not _matches(names, exclude)}
+    require(bool(chosen), "no Linear or Conv2d layer of the module matches include and exclude")
+    candidates = {name: _noisy(layer, name) for name, layer in chosen.items()}
     method.check_patterns(candidates)
     with torch.random.fork_rng(devices=[]):
         noises = method.noises(candidates)
-    twins: dict[int, nn.Module] = {}
-    for name, layer in chosen:
-        twin, noise = candidates[name], noises[name]
-        twins[id(layer)] = layer
-        if noise is not None:
-            twin.noise = noise.to(device=layer.weight.device, dtype=layer.weight.dtype)
-            twin.noise.train(layer.training)
-            twins[id(layer)] = twin
-    return _replaced(converted, twins)
+    for name, layer in candidates.items():
+        noise = noises[name]
+        if noise is None:
+            layer.__class__ = _plain_kind(layer)
+        else:
+            layer.noise = noise.to(device=layer.weight.device, dtype=layer.weight.dtype)
+            layer.noise.train(layer.training)
+    for part in converted.modules():
+        if isinstance(part, nn.TransformerEncoderLayer) and any(noisy_layers(part)):
+            part.activation_relu_or_gelu = 0  # torch's fast path of evaluation would read the weights past the layers
+    return converted
 
 
 def plain(module: nn.Module) -> nn.Module:
@@ -83,47 +90,50 @@ def plain(module: nn.Module) -> nn.Module:
 
     Returns:
         A copy in the same mode whose noisy layers are Linear and Conv2d again, under their old names, with the weights of
-        ``evaluation_weights``, 0 where removed. The methods' noise is gone from it, in training mode too.
+        ``evaluation_weights``, 0 where removed; a weight that several layers share comes apart. The methods' noise is gone
+        from it, in training mode too.
     """
+    warn_of_uncalled(module)
     result = copy.deepcopy(module)
-    twins: dict[int, nn.Module] = {}
-    for _, layer in noisy_layers(result):
-        cls = next(kind for kind, noisy in NOISY.items() if isinstance(layer, noisy))
-        twin = cls.__new__(cls)
-        own = {key: value for key, value in layer.__dict__.items() if key not in ("sampling", "variance_dtype")}
-        others = {name: child for name, child in layer._modules.items() if child is not layer.noise}
-        twin.__dict__ = own | {"_modules": others, "_parameters": dict(layer._parameters)}
-        twin.weight = nn.Parameter(layer.pruned_weight().detach().clone(), layer.weight.requires_grad)
-        twins[id(layer)] = twin
-    return _replaced(result, twins)
+    for _, layer in list(noisy_layers(result)):
+        layer.weight = nn.Parameter(layer.pruned_weight().detach().clone(), layer.weight.requires_grad)
+        layer.__class__ = _plain_kind(layer)
+        del layer.noise
+        for key in ("sampling", "variance_dtype", "called"):
+            vars(layer).pop(key, None)
+    return result
 
 
-def _replaced(module: nn.Module, twins: dict[int, nn.Module]) -> nn.Module:
-    """``module`` with other layers in the places of those whose ids ``twins`` has."""
-    if id(module) in twins:
-        return twins[id(module)]
-    for parent in list(module.modules()):
-        for child_name, child in list(parent._modules.items()):
-            if id(child) in twins:
-                setattr(parent, child_name, twins[id(child)])
-                if isinstance(parent, nn.TransformerEncoderLayer):
-                    parent.activation_relu_or_gelu = 0  # torch's fast path of evaluation would read the weights past the layers
-    return module
+def _named(module: nn.Module) -> list[tuple[list[str], nn.Linear | nn.Conv2d]]:
+    """Every Linear and Conv2d with all its names: a module may be registered under several."""
+    names: dict[int, list[str]] = {}
+    for name, part in module.named_modules(remove_duplicate=False):
+        names.setdefault(id(part), []).append(name)
+    return [(names[id(layer)], layer) for _, layer in weight_layers(module)]
 
 
-def _matches(name: str, patterns: tuple[str, ...]) -> bool:
-    return any(fnmatchcase(name, pattern) for pattern in patterns)
+def _matches(names: Iterable[str], patterns: Iterable[str]) -> bool:
+    """Whether a pattern matches one of a layer's names or the name of a module around it."""
+    parts = (name.split(".") for name in names)
+    around = {".".join(part[:length]) for part in parts for length in range(1, len(part) + 1)}
+    return any(fnmatchcase(name, pattern) for name in around for pattern in patterns)
 
 
-def _twin(layer: nn.Linear | nn.Conv2d, name: str) -> NoisyLayer:
-    if type(layer) not in NOISY:
-        raise UserError(f"layer {name} is a {type(layer).__name__}, which cannot be converted; exclude it by name")
-    cls = NOISY[type(layer)]
-    twin = cls.__new__(cls)
-    # The twin shares the layer's whole state (parameters, hooks, mode, hyper-parameters): nothing to list, nothing to miss; but
-    # a noise added to the one is not one of the other.
-    twin.__dict__ = dict(layer.__dict__) | {"_modules": dict(layer._modules)}
-    return twin
+def _noisy(layer: nn.Linear | nn.Conv2d, name: str) -> NoisyLayer:
+    """The layer itself, made noisy in place: whatever refers to it, a list of layers for one, goes on doing so."""
+    if type(layer) not in NOISY or "weight" not in layer._parameters:
+        kind = type(layer).__name__ + ("" if "weight" in layer._parameters else " whose weight a hook makes")
+        raise UserError(f"layer {name} is a {kind}, which cannot be converted; exclude it by name")
+    require(
+        layer.weight.dtype != torch.float16,
+        f"layer {name} is in float16, too narrow for the noise and its KL; convert in float32 and train under torch.autocast",
+    )
+    layer.__class__ = NOISY[type(layer)]  # type: ignore[assignment]
+    return layer  # type: ignore[return-value]
+
+
+def _plain_kind(layer: nn.Module) -> Any:
+    return next(kind for kind, noisy in NOISY.items() if isinstance(layer, noisy))
 
 
 def kl(module: nn.Module) -> torch.Tensor:
@@ -134,7 +144,42 @@ def kl(module: nn.Module) -> torch.Tensor:
     terms = [layer.kl() for _, layer in noisy_layers(module)]
     if not terms:
         return torch.zeros((), device=next((p.device for p in module.parameters()), None))
-    return torch.stack(terms).sum()
+    return torch.stack([term.to(terms[0].device) for term in terms]).sum()
+
+
+def parameter_groups(module: nn.Module, lr: float, weight_decay: float = 0.0) -> list[dict[str, Any]]:
+    """Parameters in groups for a torch optimizer: weight decay on a noise parameter would be a second, unintended prior.
+
+    Args:
+        module: a converted network.
+        lr: the learning rate; a method's noise parameters may take a multiple of it (``Noise.learning_rates``).
+        weight_decay: for weight matrices and filters alone.
+
+    Returns:
+        Groups with the keys ``params``, ``lr``, ``weight_decay``, and two that tell them apart: ``noise``, whether these are
+        noise parameters, and ``scale``, their multiple of ``lr``.
+    """
+    scales = {
+        id(p): part.learning_rates.get(name.rpartition(".")[2], 1.0)
+        for part in module.modules()
+        if isinstance(part, Noise)
+        for name, p in part.named_parameters()
+    }
+
+    def group(
+        parameters: Iterable[nn.Parameter], noise: bool = False, scale: float = 1.0, decay: float = 0.0
+    ) -> dict[str, Any]:
+        return {"params": list(parameters), "lr": lr * scale, "weight_decay": decay, "noise": noise, "scale": scale}
+
+    plain = [p for p in module.parameters() if id(p) not in scales]
+    return [
+        group(p for p in plain if p.dim() <= 1),
+        group((p for p in plain if p.dim() > 1), decay=weight_decay),
+        *(
+            group((p for p in module.parameters() if scales.get(id(p)) == scale), noise=True, scale=scale)
+            for scale in sorted(set(scales.values()))
+        ),
+    ]
 
 
 def advance(module: nn.Module, step: int, steps: int) -> None:
@@ -144,7 +189,11 @@ def advance(module: nn.Module, step: int, steps: int) -> None:
         module: a converted network.
         step: how many steps of training are done; call before each step and, with ``step == steps``, after the last.
         steps: the number of all steps.
+
+    Raises:
+        UserError: where ``step`` does not lie between 0 and ``steps``.
     """
+    require(0 <= step <= steps, f"advance: step {step} of {steps} is out of range; it must lie between 0 and {steps}")
     with torch.no_grad():
         for _, layer in noisy_layers(module):
             layer.noise.advance(layer.weight, step, steps)

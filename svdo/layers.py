@@ -12,6 +12,7 @@ For convolutions the second form treats output positions as independent, the mea
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, ClassVar
@@ -107,6 +108,7 @@ class NoisyLayer(nn.Module):
     bias: Any
     noise: Noise
     sampling: bool = False
+    called: bool = False  # whether a forward pass has come through here
     variance_dtype: torch.dtype | None = None  # of the variance product; None: as the mean's
 
     def product(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -115,6 +117,7 @@ class NoisyLayer(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Noisy output in training mode or inside ``sampling``; else that of the thresholded mean weights."""
+        self.called = True
         if not (self.training or self.sampling):
             return self.product(x, self.pruned_weight(), self.bias)
         with torch.no_grad():
@@ -124,6 +127,10 @@ class NoisyLayer(nn.Module):
         output = self.product(x, mean, self.bias)
         if variance is None:
             return output
+        if output.dtype == torch.float16:  # too narrow for squares, and VARIANCE_FLOOR is 0 in it
+            with torch.autocast(x.device.type, enabled=False):
+                spread = self.product(x.float().square(), variance.float(), None)
+                return _AddNoise.apply(output.float(), spread).to(output.dtype)  # type: ignore[no-any-return]
         dtype = self.variance_dtype or x.dtype
         spread = self.product(x.square().to(dtype), variance.to(dtype), None).to(output.dtype)
         noisy: Tensor = _AddNoise.apply(output, spread)
@@ -176,6 +183,18 @@ def weight_layers(module: nn.Module) -> Iterator[tuple[str, nn.Linear | nn.Conv2
             yield name, layer
 
 
+def warn_of_uncalled(module: nn.Module) -> None:
+    """Warn of noisy layers that no pass has gone through while others were: something reads their weights past them."""
+    layers = list(noisy_layers(module))
+    idle = [name for name, layer in layers if not layer.called]
+    if 0 < len(idle) < len(layers):
+        warnings.warn(
+            f"the network has run but not through the noisy layer {idle[0]}: if it reads that weight without calling the layer,"
+            " neither noise nor removal applies; leave it out with exclude",
+            stacklevel=3,
+        )
+
+
 @torch.no_grad()
 def dropout_rates(module: nn.Module) -> dict[str, float]:
     """For each noisy layer that has an alpha, by dotted name, the mean of p = alpha / (1 + alpha) over its weights."""
@@ -185,7 +204,11 @@ def dropout_rates(module: nn.Module) -> dict[str, float]:
 
 @contextmanager
 def sampling(module: nn.Module) -> Iterator[None]:
-    """Inside the context, evaluation draws noise as training does, without the mask; batch norm stays as it is."""
+    """Inside the context, evaluation draws noise as training does, and removes weights only as training does.
+
+    Sparse VD with ``train_clip`` has those beyond the threshold at 0 in training, too; without, noise is all that silences
+    them. Batch norm stays in evaluation mode.
+    """
     before = [(layer, layer.sampling) for _, layer in noisy_layers(module)]
     for layer, _ in before:
         layer.sampling = True

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import heapq
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -10,7 +11,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from .layers import NoisyLayer, noisy_layers, weight_layers
+from .config import require
+from .layers import NoisyLayer, noisy_layers, warn_of_uncalled, weight_layers
 
 
 @dataclass(frozen=True)
@@ -44,7 +46,11 @@ def masks(module: nn.Module) -> dict[str, Tensor]:
 
 @contextmanager
 def at_threshold(module: nn.Module, threshold: float) -> Iterator[None]:
-    """Within, a weight is removed where its log alpha is at least ``threshold``; layers that remove none by log alpha stay."""
+    """Within, a weight is removed where its log alpha is at least ``threshold``; layers that remove none by log alpha stay.
+
+    Raises ``UserError`` where ``threshold`` is no number; infinite ones keep or remove everything.
+    """
+    require(not math.isnan(threshold), "at_threshold: nan is no threshold of log alpha")
     noises = [layer.noise for _, layer in noisy_layers(module) if layer.noise.threshold is not None]
     before = [noise.threshold for noise in noises]
     try:
@@ -57,14 +63,21 @@ def at_threshold(module: nn.Module, threshold: float) -> Iterator[None]:
 
 
 def sparsity(module: nn.Module) -> list[LayerSparsity]:
-    """Weights, surviving weights and units of every Linear and Conv2d layer, noisy or plain, in definition order."""
+    """Weights, surviving weights and units of every Linear and Conv2d layer, noisy or plain, in definition order.
+
+    Other weights (embeddings, recurrent layers, an attention's ``in_proj_weight``) are not counted. Warns where a noisy layer
+    has never been called while others have: what it is said to have lost, the network still uses.
+    """
+    warn_of_uncalled(module)
     weights = evaluation_weights(module)
     kept = [weight.flatten(2).count_nonzero(2) if weight.dim() > 2 else weight != 0 for weight in weights.values()]
     groups = [getattr(layer, "groups", 1) for _, layer in weight_layers(module)]
     counts = [
         torch.stack([n.sum(), n.unflatten(0, (g, -1)).any(1).sum(), n.any(1).sum()]) for n, g in zip(kept, groups, strict=True)
     ]
-    numbers = torch.stack(counts).tolist() if counts else []  # one transfer for the whole network, not one per layer
+    numbers = (
+        torch.stack([count.to(counts[0].device) for count in counts]).tolist() if counts else []
+    )  # one transfer for the whole network, not one per layer
     return [LayerSparsity(name, weight.numel(), *n) for (name, weight), n in zip(weights.items(), numbers, strict=True)]
 
 

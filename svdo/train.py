@@ -24,7 +24,7 @@ from tqdm import tqdm
 
 from . import checkpoint, console, machine, schedule
 from .config import Config, TrainConfig, UserError, require
-from .conversion import advance, convert, kl
+from .conversion import advance, convert, kl, parameter_groups
 from .data import Data, prepare
 from .evaluate import CHUNK, evaluate, reestimate_batch_norm
 from .fetch import load
@@ -416,30 +416,13 @@ def _start_from(network: nn.Module, config: Config) -> None:
 
 
 def _optimizers(model: nn.Module, train: TrainConfig) -> list[torch.optim.Optimizer]:
-    """Weight decay acts on matrices and filters alone: on a noise parameter it would be a second, unintended prior.
-
-    Noise parameters learn with Adam, whatever the weights do: their gradients are thousands of times smaller.
-    """
-    scales = {
-        id(p): module.learning_rates.get(name.rpartition(".")[2], 1.0)
-        for module in model.modules()
-        if isinstance(module, Noise)
-        for name, p in module.named_parameters()
-    }
-    plain = [p for p in model.parameters() if id(p) not in scales]
-    groups: list[dict[str, Any]] = [
-        {"params": [p for p in plain if p.dim() <= 1], "noise": False, "scale": 1.0},
-        {"params": [p for p in plain if p.dim() > 1], "noise": False, "scale": 1.0, "weight_decay": train.weight_decay},
-    ]
-    noise_groups = [
-        {"params": [p for p in model.parameters() if scales.get(id(p)) == scale], "noise": True, "scale": scale}
-        for scale in sorted(set(scales.values()))
-    ]
+    """Noise parameters learn with Adam, whatever the weights do: their gradients are thousands of times smaller."""
+    groups = parameter_groups(model, train.lr, train.weight_decay)
     optimizers: list[torch.optim.Optimizer] = []
     if train.optimizer == "sgd":
-        optimizers.append(torch.optim.SGD(groups, train.lr, momentum=train.momentum, fused=True))
-        groups = []
-    if groups := groups + noise_groups:
+        weights, groups = ([group for group in groups if group["noise"] == noise] for noise in (False, True))
+        optimizers.append(torch.optim.SGD(weights, train.lr, momentum=train.momentum, fused=True))
+    if groups:
         optimizers.append(torch.optim.Adam(groups, train.lr, betas=(train.momentum, 0.999), fused=True))
     return optimizers
 

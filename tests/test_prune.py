@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 import svdo
-from svdo import LayerSparsity, prune
+from svdo import LayerSparsity, UserError, prune
 
 
 def network() -> nn.Sequential:
@@ -58,6 +58,16 @@ def test_another_threshold_holds_within_its_block_even_where_that_fails() -> Non
     dense = svdo.convert(network(), "gaussian_b")
     with svdo.at_threshold(dense, -100.0):
         assert svdo.compression(svdo.sparsity(dense)) == 1.0
+
+
+def test_every_number_is_a_threshold_in_training_too_and_nan_is_none() -> None:
+    model = svdo.convert(nn.Linear(4, 4), "sparsevd").train()
+    for threshold in (-math.inf, -1000.0, 1000.0, math.inf):
+        with svdo.at_threshold(model, threshold):
+            assert torch.isfinite(model(torch.ones(1, 4))).all()
+            assert svdo.sparsity(model)[0].nonzero == (16 if threshold > 0 else 0)
+    with pytest.raises(UserError, match="nan"), svdo.at_threshold(model, math.nan):
+        pass
 
 
 def test_sparsity_counts_weights_and_never_biases() -> None:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from .. import schedule
-from ..config import require
+from ..config import check_mapping, require
 from ..layers import Noise, NoisyLayer
 from .base import Method, check_phase, method, of_layer
 
@@ -77,5 +77,6 @@ class DNS(Method):
     def check(self) -> None:
         """Raise ``UserError`` on phases out of order, or a negative gamma or power."""
         check_phase(self.start, self.stop)
+        check_mapping("method.crispness", self.crispness)
         for key in ("gamma", "power"):
             require(getattr(self, key) >= 0.0, f"method.{key}={getattr(self, key)} must not be negative")

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from .. import schedule
-from ..config import require
+from ..config import check_mapping, require
 from ..layers import Noise, NoisyLayer
 from .base import Method, check_phase, method, of_layer
 
@@ -70,6 +70,7 @@ class Pruning(Method):
     def check(self) -> None:
         """Raise ``UserError`` on phases out of order, no rounds, or a negative quality."""
         check_phase(self.start, self.stop)
+        check_mapping("method.quality", self.quality)
         require(self.rounds >= 1, f"method.rounds={self.rounds} is too small; it must be at least 1")
         for pattern, quality in self.quality.items():
             require(quality >= 0.0, f"method.quality[{pattern}]={quality} must not be negative")

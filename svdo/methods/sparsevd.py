@@ -45,7 +45,7 @@ class AdditiveNoise(Noise):
         if not self.train_clip:
             return weight, sigma2
         with torch.no_grad():  # log alpha < threshold, without a logarithm
-            kept = torch.addcmul(sigma2, weight, weight, value=-math.exp(self.threshold)).lt_(0.0)
+            kept = torch.addcmul(sigma2, weight, weight, value=-math.exp(min(self.threshold, MAX_LOG))).lt_(0.0)
         return weight * kept, sigma2 * kept if weight.dim() == 4 else sigma2
 
     def kl(self, weight: Tensor) -> Tensor:
