@@ -12,6 +12,7 @@ import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 DATASETS = ("mnist", "fashion_mnist", "cifar10", "cifar100")
@@ -148,6 +149,11 @@ class Config:
             "train.best_epoch=true chooses the epoch on held-out images; hold some out with dataset.validation=10000",
         )
         _between("seed", self.seed, 0, MAX_SEED)
+        for key in ("results_dir", "data_dir"):
+            try:
+                Path(getattr(self, key)).expanduser()
+            except RuntimeError:
+                raise UserError(f"{key}={getattr(self, key)}: there is no such user; write the folder's path") from None
 
     def identity(self) -> dict[str, Any]:
         """The values that define the run, without those that equal their defaults (a new field orphans no old run)."""

@@ -6,7 +6,10 @@ what the examples share, such as one draw of the weights, does not average out.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+import itertools
+import math
+import statistics
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 
@@ -18,6 +21,7 @@ from .data import Split
 from .layers import NoisyLayer, noisy_layers
 
 ESTIMATORS = ("local", "separate", "single", "none")
+GROUPS = 20  # of minibatches, whose estimates of a variance tell its standard error
 EXAMPLES_AT_ONCE = 10  # with a draw of all weights for each example: more would not fit a cache, and soon no memory
 
 
@@ -64,32 +68,52 @@ def drawn(model: nn.Module, estimator: str) -> Iterator[None]:
 
 def gradient_variance(
     model: nn.Module, split: Split, estimator: str, layers: Sequence[str], batches: int, size: int = 1000
-) -> dict[str, float]:
+) -> dict[str, tuple[float, float]]:
     """Variance of the gradient of sum_n log p(y_n | x_n, w), N / M times a minibatch's, by the weights of each named layer.
 
     It is taken over so many ``batches`` of M = ``size`` examples, or all where there are fewer, with fresh noise, and averaged
-    over the layer's weights. The KL is the same for every minibatch and adds nothing. Images are flattened, for dense networks;
-    the model is left in training mode, the global generator seeded.
+    over the layer's weights; with its standard error. With a draw of all weights for each example, the examples' gradients are
+    independent, and the variance is that of smaller minibatches, scaled: as many times more of them tell it so much better.
+    The KL is the same for every minibatch and adds nothing. Images are flattened, for dense networks; the model is left in
+    training mode, the global generator seeded.
     """
     size = min(size, len(split))
+    at_once = min(EXAMPLES_AT_ONCE, size) if estimator == "separate" else size
     parameters = [model.get_parameter(f"{name}.weight") for name in layers]
-    sums = [torch.zeros_like(p, dtype=torch.float64) for p in parameters]
-    squares = [torch.zeros_like(p, dtype=torch.float64) for p in parameters]
     model.train()
-    with drawn(model, estimator):
+
+    def gradients() -> Iterator[Sequence[Tensor]]:
         for number, (x, y) in zip(range(batches), _endless(split, size), strict=False):
             torch.manual_seed(number)
-            gradients = [torch.zeros_like(p) for p in parameters]
-            at_once = EXAMPLES_AT_ONCE if estimator == "separate" else size
             for part, labels in zip(x.flatten(1).split(at_once), y.split(at_once), strict=True):
-                loss = F.cross_entropy(model(part), labels, reduction="sum") * (len(split) / size)
-                for total, gradient in zip(gradients, torch.autograd.grad(loss, parameters), strict=True):
-                    total += gradient
-            for total, square, gradient in zip(sums, squares, gradients, strict=True):
-                total += gradient
-                square += gradient.double().square()
-    spread = [(square - total.square() / batches) / (batches - 1) for total, square in zip(sums, squares, strict=True)]
-    return {name: value.mean().item() for name, value in zip(layers, spread, strict=True)}
+                if len(part) == at_once:
+                    loss = F.cross_entropy(model(part), labels, reduction="sum") * (len(split) / size)
+                    yield torch.autograd.grad(loss, parameters)
+
+    draws = batches * (size // at_once)
+    groups = max(1, min(GROUPS, draws // 2))
+    with drawn(model, estimator):
+        stream = gradients()
+        found = [_variances(itertools.islice(stream, draws // groups)) for _ in range(groups)]
+    result = {}
+    for name, *values in zip(layers, *found, strict=True):
+        error = statistics.stdev(values) / math.sqrt(groups) if groups > 1 else 0.0
+        result[name] = (statistics.fmean(values) * size / at_once, error * size / at_once)
+    return result
+
+
+def _variances(draws: Iterable[Sequence[Tensor]]) -> list[float]:
+    """Of each tensor over the draws, the variance, averaged over its elements."""
+    sums: list[Tensor] = []
+    squares: list[Tensor] = []
+    for count, gradients in enumerate(draws, 1):
+        if count == 1:
+            sums, squares = ([torch.zeros_like(g, dtype=torch.float64) for g in gradients] for _ in range(2))
+        for total, square, gradient in zip(sums, squares, gradients, strict=True):
+            total += gradient
+            square += gradient.double().square()
+    spread = [(square - total.square() / count) / (count - 1) for total, square in zip(sums, squares, strict=True)]
+    return [value.mean().item() for value in spread]
 
 
 def _endless(split: Split, size: int) -> Iterator[tuple[Tensor, Tensor]]:

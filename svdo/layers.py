@@ -67,12 +67,12 @@ class Noise(nn.Module):
         """
 
 
-def drawn_like(x: Tensor, fill: Callable[[Tensor], Tensor]) -> Tensor:
-    """A tensor of ``x``'s shape and memory format filled with random numbers by ``fill``, in place and in memory order.
+def drawn_like(x: Tensor, fill: Callable[[Tensor], Tensor], dtype: torch.dtype | None = None) -> Tensor:
+    """A tensor of ``x``'s shape, memory format and, by default, dtype, filled by ``fill``, in place and in memory order.
 
     Filling a channels_last tensor in logical order, as ``randn_like`` and ``dropout`` do, is many times slower on CPUs.
     """
-    drawn = torch.empty_like(x)
+    drawn = torch.empty_like(x, dtype=dtype)
     channels_last = x.dim() == 4 and not drawn.is_contiguous()
     fill(drawn.permute(0, 2, 3, 1) if channels_last else drawn)
     return drawn

@@ -120,7 +120,7 @@ class Training:
         torch.set_flush_denormal(True)  # removed weights shrink to denormals, which CPUs multiply many times slower
         images = load(config.dataset.name, Path(config.data_dir).expanduser(), config.runtime.progress)
         self.data = prepare(config.dataset, images, self.device)
-        network = _network(config, self.data)
+        network = _network(config, self.data, started=run.checkpoint.exists())
         self.model = network.to(device=self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.forward: Callable[[Tensor], Tensor] = self.model
         self.divergence: Callable[[nn.Module], Tensor] = kl
@@ -372,16 +372,17 @@ class Training:
 def trained(config: Config, run: Run) -> tuple[nn.Module, Data]:
     """The network of a finished run whose weights are at hand, and its data, on the CPU."""
     data = prepare(config.dataset, load(config.dataset.name, Path(config.data_dir).expanduser()), torch.device("cpu"))
-    model = _network(config, data, trained=True)
+    model = _network(config, data, started=True)
     model.load_state_dict(checkpoint.load(run.weights))
     return model.to(memory_format=torch.channels_last), data
 
 
-def _network(config: Config, data: Data, trained: bool = False) -> nn.Module:
+def _network(config: Config, data: Data, started: bool) -> nn.Module:
+    """The network at the run's start; where it has ``started``, its weights are still to be loaded."""
     assert isinstance(config.model, Model)
     assert isinstance(config.method, Method)
     network = build(config.model, data.shape, data.classes, config.seed)
-    if config.pretrained and not trained:
+    if config.pretrained and not started:
         _start_from(network, config)
     model = convert(network, config.method)
     if config.runtime.precision == "bf16_variance":

@@ -69,6 +69,8 @@ MISTAKES = {
     "train.batch_size=1000": "200 training images",
     "dataset.normalization=x": "pixel_mean, standard, zca, none",
     "results_dir=occupied": "results_dir",
+    "results_dir='~nosuchuser/x'": "results_dir=~nosuchuser/x: there is no such user",
+    "data_dir='~nosuchuser/x'": "data_dir=~nosuchuser/x: there is no such user",
     "pretrained=nothing": "nothing",
     "~seed": "seed is missing",
     "runtime.device=nonsense": "runtime.device=nonsense",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from itertools import pairwise
 
 import pytest
@@ -54,9 +55,11 @@ def test_examples_share_a_single_draw_and_no_other() -> None:
 
 def test_local_reparameterization_has_the_smallest_gradient_variance_and_a_single_draw_the_largest() -> None:
     model, split = model_of(20, 30, 30, 5, alpha=0.9), split_of(2000, 20, 5)
+    split.images.add_(1.0)  # as images have it, something is common to all examples, whose gradients a draw then moves alike
     found = {name: gradient_variance(model, split, name, ["0", "4"], batches=150, size=100) for name in ESTIMATORS}
     for layer in ("0", "4"):
-        assert found["none"][layer] < found["local"][layer] < found["separate"][layer] < found["single"][layer]
+        values = [found[name][layer] for name in ("none", "local", "separate", "single")]
+        assert all(larger - smaller > 3 * math.hypot(a, b) for (smaller, a), (larger, b) in pairwise(values)), values
 
 
 def test_without_noise_the_variance_is_that_of_drawing_examples() -> None:
@@ -70,9 +73,37 @@ def test_without_noise_the_variance_is_that_of_drawing_examples() -> None:
     n, m = 400, 50
     expected = (n**2 / m * each.var(0) * (1 - m / n)).mean().item()
     found = gradient_variance(model, split, "none", ["0"], batches=800, size=m)["0"]
-    assert found == pytest.approx(expected, rel=0.1)
+    assert found[0] == pytest.approx(expected, abs=4 * found[1])
+    assert found[1] < 0.05 * expected
 
 
 def test_a_split_smaller_than_the_minibatch_is_taken_whole() -> None:
     model, split = model_of(5, 4, alpha=0.5), split_of(30, 5, 4)
-    assert gradient_variance(model, split, "none", ["0"], batches=3, size=100)["0"] == pytest.approx(0.0, abs=1e-6)
+    assert gradient_variance(model, split, "none", ["0"], batches=3, size=100)["0"][0] == pytest.approx(0.0, abs=1e-6)
+
+
+def test_a_separate_draw_for_each_example_has_the_variance_of_whole_minibatches() -> None:
+    model, split = model_of(12, 10, 4, alpha=0.9), split_of(2000, 12, 4)
+    found, error = gradient_variance(model, split, "separate", ["0"], batches=200, size=40)["0"]
+    weight, gradients = model.get_parameter("0.weight"), []
+    with drawn(model, "separate"):
+        for number, (x, y) in enumerate(batch for epoch in range(20) for batch in split.batches(40, 1, epoch)):
+            torch.manual_seed(10_000 + number)
+            loss = nn.functional.cross_entropy(model(x.flatten(1)), y, reduction="sum") * (2000 / 40)
+            gradients.append(torch.autograd.grad(loss, weight)[0].double())
+    whole = torch.stack(gradients)
+    parts = torch.stack([part.var(0).mean() for part in whole.split(100)])
+    whole_error = (parts.std() / len(parts) ** 0.5).item()
+    # Whole minibatches are drawn without replacement: up to M / N = 2 % less of what the examples contribute.
+    assert whole.var(0).mean().item() == pytest.approx(found, abs=3 * (error + whole_error) + 0.02 * found)
+    assert error + whole_error < 0.05 * found
+
+
+def test_the_standard_error_is_the_spread_of_repeated_estimates() -> None:
+    model, split = model_of(4, 3), split_of(20 * 3000, 4, 3)
+    pairs = []
+    for images, labels in zip(split.images.split(3000), split.labels.split(3000), strict=True):
+        part = Split(images, labels, split.normalizer)
+        pairs.append(gradient_variance(model, part, "none", ["0"], batches=60, size=50)["0"])
+    values, errors = torch.tensor(pairs).unbind(1)
+    assert values.std().item() == pytest.approx(errors.mean().item(), rel=0.4)

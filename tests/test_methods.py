@@ -25,6 +25,7 @@ from torch.func import functional_call
 import svdo
 from svdo.layers import NoisyLayer, noisy_layers
 from svdo.methods import METHODS
+from svdo.methods.binary import BinaryNoise
 
 N = 100_000
 LAYERS: dict[str, tuple[Callable[[bool], nn.Module], tuple[int, ...]]] = {
@@ -515,6 +516,13 @@ def test_binary_dropout_drops_at_the_rate_and_keeps_the_mean() -> None:
     y = draw(layer, torch.ones(4))
     assert set(y.unique().tolist()) == {0.0, 1.25}
     assert (((y == 0).double().mean(0) - 0.2).abs() < 5 * math.sqrt(0.16 / N)).all()
+
+
+def test_binary_dropout_drops_at_the_rate_in_bfloat16_too() -> None:
+    noise = BinaryNoise(0.95)
+    y = noise.perturb(torch.ones(400_000, dtype=torch.bfloat16))
+    assert y.dtype == torch.bfloat16
+    assert abs((y != 0).double().mean().item() - 0.05) < 5 * math.sqrt(0.05 * 0.95 / 400_000)  # 8 bits would keep 0.0519
 
 
 def test_a_dense_layer_on_sequences_draws_noise_at_every_position() -> None:

@@ -436,9 +436,22 @@ def test_what_an_old_record_lacks_is_not_counted_and_what_is_undefined_is_said()
 
     assert cell({"compression": 4.0}, {}, {"compression": 2.0}) == collect.Measured((3.0,), (2.0**0.5,), 2)
     assert cell({}) is None
-    emptied = cell({"compression": 4.0}, {"compression": None})
-    assert render.measured_text(emptied, Column("compression", "compression")) == "no weights left"
-    assert collect.verdict(emptied, Column("compression", "compression", better="higher"), 4.0) == "reached"
+    column = Column("compression", "compression", better="higher")
+    emptied, in_part = cell({"compression": None}, {"compression": None}), cell({"compression": 4.0}, {"compression": None})
+    assert render.measured_text(emptied, column) == "no weights left"
+    assert collect.verdict(emptied, column, 4.0) == "reached"
+    assert render.measured_text(in_part, column) == "no weights left in some runs"
+    assert collect.verdict(in_part, column, 4.0) == "short"
+
+
+def test_a_single_outcome_of_a_measurement_has_the_spread_that_it_knows() -> None:
+    column = Column("top", "top", format=".0f")
+    found = collect.measure([collect.Finding({"top": 100.0, "error": 2.0, "spread": {"top": 7.0}})], column)
+    assert found == collect.Measured((100.0,), (7.0,), 1)
+    assert render.measured_text(found, column) == "100 ± 7"
+    several = [collect.Finding({"top": value, "spread": {"top": 7.0}}) for value in (1.0, 3.0)]
+    assert collect.measure(several, column) == collect.Measured((2.0,), (2.0**0.5,), 2)
+    assert render.measured_text(collect.measure([collect.Finding({"top": 100.0})], column), column) == "100"
 
 
 def test_core_minutes_keep_devices_apart() -> None:
@@ -653,6 +666,38 @@ def test_a_claim_is_judged_group_by_group(report: spec.Report, tmp_path: Path) -
     assert judged(single, 1.8, "LeNet-300-100") == ("undecided", "once 1.80 ≥ 1.8")  # equal: a tie, even without spread
     assert index._word([True, False, None], "holds", "fails") == "holds in 1 of 3, 1 undecided"
     assert index._word([False, False, None], "holds", "fails") == "fails in 2 of 3, 1 undecided"
+
+
+def test_where_the_published_figures_cannot_be_told_apart_nothing_is_held_against_them(tmp_path: Path) -> None:
+    rows: list[Any] = []
+    for group, published, ours in (
+        ("a", (1.0, 2.0), (1.0, 2.0)),
+        ("b", (1.29, 1.28), (1.0, 2.0)),
+        ("c", (2.0, 1.0), (2.0, 1.0)),
+    ):
+        for label, quoted, error in zip(("A", "B"), published, ours, strict=True):
+            items = [collect.Finding({"test": {"error": error}})]
+            rows.append((Row(group, label, published={"test.error": quoted}), items))
+    claim = spec.Claim("A is below B", ["A", "test.error"], ["B", "test.error"])
+    evidence = evidence_of(rows, tmp_path)
+    for reading, word in ((0.03, "as published"), (0.0, "as published in 2 of 3")):
+        columns = [Column("test.error", "error %", reading=reading)]
+        verdict, figures = index.judged(replace(evidence, report=replace(evidence.report, columns=columns)), claim)
+        assert verdict == word
+        assert ("b: " in figures) == (reading == 0.0)
+
+
+def test_the_page_says_where_a_figure_shows_a_network_trained_again(tmp_path: Path) -> None:
+    overrides = ("model=lenet300", "method=sparsevd", "seed=0", f"results_dir={tmp_path}")
+    ours = record(overrides[:3], 1.8, 70.0)
+    put(tmp_path, ours)
+    planned = collect.Planned(overrides, compose(overrides))
+    for error, count in ((1.8, 0), (1.95, 1)):
+        drawn = json.dumps({**ours, "test": {**ours["test"], "error": error}})
+        watch.save(planned.config, {"record": np.array(drawn)})
+        said = index._trained_again([planned])
+        assert len(said) == count
+        assert all(ours["id"] in line and "1.95 %, 70.0x" in line for line in said)
 
 
 def test_the_index_counts_the_claims_of_each_paper(report: spec.Report, tmp_path: Path) -> None:

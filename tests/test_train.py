@@ -1,6 +1,7 @@
 """The loop, in this process."""
 
 import re
+import signal
 import subprocess
 from dataclasses import replace
 from pathlib import Path
@@ -155,6 +156,18 @@ def test_a_run_trained_again_starts_from_weights_of_the_store_above_or_trained_a
     _, below = execute(tmp_path, start, "seed=1")
     assert below["train"] == from_above["train"]
     assert not (tmp_path / REBUILT / REBUILT).exists()
+
+
+def test_a_run_that_has_started_needs_its_parents_weights_no_more(tmp_path: Path) -> None:
+    _, parent = execute(tmp_path, "method=none")
+    config = compose([*QUICK, f"results_dir={tmp_path}", f"pretrained={parent['id']}", "train.epochs=2"])
+    run = Run(tmp_path, config.id)
+    run.folder.mkdir()
+    training = train.Training(config, run, train.Stop(number=signal.SIGTERM))
+    with pytest.raises(train.Interrupted):
+        training.finish()
+    Run(tmp_path, parent["id"]).weights.unlink()
+    assert train.execute(config)[0] == "done"
 
 
 def test_what_a_parent_had_removed_starts_at_zero(tmp_path: Path) -> None:

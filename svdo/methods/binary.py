@@ -8,6 +8,7 @@ Convolutions drop single activations. There is no KL term, and evaluation uses t
 from dataclasses import dataclass
 from typing import ClassVar
 
+import torch
 from torch import Tensor
 
 from ..layers import Noise, NoisyLayer, drawn_like
@@ -24,8 +25,10 @@ class BinaryNoise(Noise):
     def perturb(self, x: Tensor) -> Tensor:
         """x o xi."""
         keep = 1.0 - self.rate
-        # Comparing uniforms gives the same distribution as bernoulli_, in a third of its time on CPUs.
-        return x * drawn_like(x, lambda xi: xi.uniform_().lt_(keep).div_(keep))
+        # Comparing uniforms gives the same distribution as bernoulli_, in a third of its time on CPUs; those of a 16-bit x
+        # would be too coarse.
+        xi = drawn_like(x, lambda xi: xi.uniform_().lt_(keep).div_(keep), torch.promote_types(x.dtype, torch.float32))
+        return x * xi.to(x.dtype)
 
 
 @method

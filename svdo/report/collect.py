@@ -63,7 +63,11 @@ class Finding:
 
 @dataclass(frozen=True)
 class Measured:
-    """A quantity over a row's finished runs: one mean and one sample standard deviation per value (several for layers)."""
+    """A quantity over a row's finished runs: one mean and one sample standard deviation per value (several for layers).
+
+    A mean is infinite where no run has anything left to divide by, and no number where that is so of some. The single
+    outcome of a measurement has the standard error that it knows.
+    """
 
     means: tuple[float, ...]
     stds: tuple[float, ...]
@@ -189,8 +193,9 @@ def measure(planned: Sequence[Planned | Finding], column: Column) -> Measured | 
     if not values:
         return None
     by_part = list(zip(*values, strict=True))
-    means = tuple(statistics.fmean(part) for part in by_part)
-    stds = tuple(statistics.stdev(part) if len(part) > 1 and math.isfinite(sum(part)) else 0.0 for part in by_part)
+    means = tuple(math.nan if len({math.isinf(v) for v in part}) > 1 else statistics.fmean(part) for part in by_part)
+    known = max(record.get("spread", {}).get(column.key, 0.0) for run in planned if (record := run.record) is not None)
+    stds = tuple(statistics.stdev(part) if len(part) > 1 and math.isfinite(sum(part)) else known for part in by_part)
     return Measured(means, stds, len(values))
 
 

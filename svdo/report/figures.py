@@ -301,7 +301,7 @@ def parameterization(evidence: Evidence, watched: Sequence[Watched]) -> dict[str
         style: dict[str, Any] = {"color": COLOURS[number], "linestyle": ("-", "--", ":")[number], "label": row.label}
         for axis, quantity in ((bound, _bound), (sparse, _sparsity)) if runs else ():
             values = np.array([[quantity(line) for line in lines] for lines in runs])
-            mean, spread, epochs = values.mean(0), values.std(0), [line["epoch"] for line in runs[0]]
+            mean, spread, epochs = values.mean(0), values.std(0, ddof=len(values) > 1), [line["epoch"] for line in runs[0]]
             axis.plot(epochs, mean, **style)
             axis.fill_between(epochs, mean - spread, mean + spread, color=COLOURS[number], alpha=0.2, linewidth=0)
     seen = evidence.measured["variance"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,7 +12,7 @@ from typing import Any
 from tabulate import tabulate
 
 from ..runs import Record
-from . import render
+from . import render, watch
 from .collect import Evidence, Planned, measure, verdict
 from .spec import Claim, Column
 
@@ -24,7 +25,8 @@ the records in `runs/` and `measured/`.
 A claim holds where means over seeds, at the digits shown, are in its order, and stays undecided where they are equal or no
 further apart than the larger of their standard deviations. A figure without ± is of one run: its spread is taken to be the
 largest that a row of its network has, and where no row has any, the verdict says that it is of one run. Where the published
-figures follow a claim in some networks only, the verdict is on whether ours follow it in the same ones. A bound with half a
+figures follow a claim in some networks only, the verdict is on whether ours follow it in the same ones; where they lie too
+close to be told apart, the network does not count. The ± of a measurement is its standard error. A bound with half a
 digit more is where the published figure's rounding ends: 67.5 for at least 68, 1.925 for at most 1.92. Round bounds (12, 99,
 200) are ours, or said in words in the paper. *Recalled*: quoted from memory, since the papers' full text was not at hand."""
 PAPERS = {
@@ -65,6 +67,7 @@ def page(reports: Sequence[Evidence]) -> dict[Path, bytes]:
             path = f"figures/{figure.name}.png"
             if (evidence.results_dir / path).exists():
                 parts += [f"![{figure.caption or evidence.report.title}]({path})"] + [figure.caption] * bool(figure.caption)
+        parts += _trained_again(list({run.config.id: run for _, runs in evidence.figures for run in runs}.values()))
     return {reports[0].results_dir / "README.md": ("\n\n".join(parts) + "\n").encode()}
 
 
@@ -87,7 +90,8 @@ def _claims(title: str, reports: Sequence[Evidence]) -> list[str]:
 
 def judged(evidence: Evidence, claim: Claim) -> tuple[str, str]:
     """The verdict on it, and our figures that it rests on."""
-    groups = list(dict.fromkeys(row.group for row, _ in evidence.rows if claim.group in ("", row.group)))
+    everywhere = list(dict.fromkeys(row.group for row, _ in evidence.rows if claim.group in ("", row.group)))
+    groups = [group for group in everywhere if not _published_tie(evidence, claim, group)]
     sides = [(group, _measured(evidence, claim.less, group), _measured(evidence, claim.more, group)) for group in groups]
     both = [(group, less, more) for group, less, more in sides if less is not None and more is not None]
     known = [(group, less, more) for group, less, more in both if less.text and more.text]
@@ -163,6 +167,15 @@ def _published_order(evidence: Evidence, claim: Claim, group: str) -> bool | Non
     return None if less is None or more is None else less < more
 
 
+def _published_tie(evidence: Evidence, claim: Claim, group: str) -> bool:
+    """Whether two figures published for the group are too close to be told apart: nothing can be held against them."""
+    if not (isinstance(claim.less, list) and isinstance(claim.more, list)):
+        return False
+    less, more = (_published(evidence, side, group) for side in (claim.less, claim.more))
+    column = next(column for column in evidence.report.columns if column.key == claim.less[1])
+    return less is not None and more is not None and abs(less - more) <= column.reading
+
+
 def _published(evidence: Evidence, side: Any, group: str) -> float | None:
     """The published figure, or the number itself; None where there is none."""
     if not isinstance(side, list):
@@ -170,6 +183,20 @@ def _published(evidence: Evidence, side: Any, group: str) -> float | None:
     label, key, group = _place(side, group)
     found = (row.published.get(key) for row, _ in evidence.rows if (row.group, row.label) == (group, label))
     return next(found, None)
+
+
+def _trained_again(runs: Sequence[Planned]) -> list[str]:
+    """A sentence for each network that figures look into and that is not its record's, having been trained again for them."""
+    said = []
+    for run in runs:
+        seen, record = watch.load(run.config), run.record
+        drawn = json.loads(str(seen["record"])) if seen and "record" in seen else None
+        if drawn and record and drawn["test"] != record["test"]:
+            error, ratio = drawn["test"]["error"], drawn["compression"]
+            said.append(
+                f"`{run.config.id}` was trained again for it, on other threads, and ended at {error:.2f} %, {ratio:.1f}x."
+            )
+    return said
 
 
 def _link(evidence: Evidence) -> str:

@@ -44,8 +44,9 @@ Networks = dict[str, list[tuple[nn.Module, Data]]]  # those that a report needs,
 class Effort:
     """How much is drawn for a measurement."""
 
-    batches: int = 120  # minibatches that a gradient's variance is taken over,
-    separate_batches: int = 20  # and with a draw of all weights for each example, of which one takes a minute
+    batches: int = 400  # minibatches that a gradient's variance is taken over,
+    separate_batches: int = 5  # with a draw of all weights for each example, of which one takes a minute,
+    alpha_batches: int = 100  # and at each of many alphas
     size: int = 1000  # examples in such a minibatch
     samples: int = 30  # noisy passes of a sampled prediction
     steps: int = 40  # training steps that are timed,
@@ -59,7 +60,7 @@ COSTED = (
     "method=vd_b",
     "runtime.device=cpu",
 )  # what training costs is measured on
-TOY = Effort(batches=3, separate_batches=2, size=50, samples=2, steps=2, separate_steps=1)
+TOY = Effort(batches=3, separate_batches=2, alpha_batches=3, size=50, samples=2, steps=2, separate_steps=1)
 
 
 def measure(evidence: Evidence) -> None:
@@ -80,9 +81,11 @@ def _measure(evidence: Evidence) -> None:
     """Keep by row records like those of runs, and what the report's figures show."""
     report = evidence.report
     print(f"\n=== measuring {report.measure}", flush=True)
-    started, clock = datetime.now(timezone.utc).isoformat(timespec="seconds"), time.perf_counter()
+    clock, measured_in = time.perf_counter(), replace(evidence.runtime, precision="fp32")  # whatever its networks' is
+    started = datetime.now(timezone.utc).isoformat(timespec="seconds")
     if evidence.runtime.threads:
         torch.set_num_threads(evidence.runtime.threads)
+    provenance = machine.provenance(measured_in, torch.device("cpu"), started)  # now: a checkout can move on meanwhile
     networks: Networks = {}
     for name, runs in evidence.needs.items():
         found_at = [(run.config, with_weights(run.config.results_dir, run.config.id)) for run in runs]
@@ -92,8 +95,6 @@ def _measure(evidence: Evidence) -> None:
     except ImportError as error:
         raise UserError(f"measuring {report.measure} needs more: {error}; pip install '.[plot]'") from None
     seconds = round(time.perf_counter() - clock, 3)
-    measured_in = replace(evidence.runtime, precision="fp32")  # whatever its networks were trained in
-    provenance = machine.provenance(measured_in, torch.device("cpu"), started)
     for row in {row.measured for row in report.rows if row.measured}:
         found[row] = [
             {"id": f"{report.name}/{row}", **record, "seconds": seconds, "provenance": provenance} for record in found[row]
@@ -159,7 +160,9 @@ def _variance(model: nn.Module, data: Data, estimator: str, effort: Effort) -> d
     batches = effort.separate_batches if estimator == "separate" else effort.batches
     values = estimators.gradient_variance(model, data.train, estimator, [names[0], names[-1]], batches, effort.size)
     error = evaluate(model, data.test)["error"]
-    return {"bottom": values[names[0]], "top": values[names[-1]], "error": error, "batches": batches}
+    (bottom, bottom_error), (top, top_error) = values[names[0]], values[names[-1]]
+    spread = {"bottom": bottom_error, "top": top_error}
+    return {"bottom": bottom, "top": top, "spread": spread, "error": error, "batches": batches}
 
 
 def uncertainty(networks: Networks, data_dir: Path, effort: Effort) -> dict[str, Any]:
@@ -199,8 +202,8 @@ def parameterization(networks: Networks, data_dir: Path, effort: Effort) -> dict
                 if name == "additive":
                     sigma.add_((layer.weight.square() + EPS).log())
         first = next(name for name, _ in weight_layers(model))
-        values = estimators.gradient_variance(model, data.train, "local", [first], effort.batches, effort.size)
-        found[name].append(values[first])
+        values = estimators.gradient_variance(model, data.train, "local", [first], effort.alpha_batches, effort.size)
+        found[name].append(values[first][0])
     return {"variance": {"log_alpha": at.tolist(), **found}}
 
 

@@ -119,11 +119,13 @@ def verdicts(report: Report, collected: Rows) -> str:
 
 
 def measured_text(measured: Measured | None, column: Column) -> str:
-    """mean ± std, the spread only where there is more than one run; layers are joined by dashes, without spread."""
+    """mean ± std, the spread only where it is known; layers are joined by dashes, without spread."""
     if measured is None:
         return ""
-    means = " - ".join(f"{mean:{column.format}}" if math.isfinite(mean) else "no weights left" for mean in measured.means)
-    if len(measured.means) > 1 or measured.n == 1 or not math.isfinite(measured.means[0]):
+    left = {True: "no weights left in some runs", False: "no weights left"}
+    means = " - ".join(f"{m:{column.format}}" if math.isfinite(m) else left[math.isnan(m)] for m in measured.means)
+    alone = measured.n == 1 and not measured.stds[0]
+    if len(measured.means) > 1 or alone or not math.isfinite(measured.means[0]):
         return means
     return f"{means} ± {measured.stds[0]:{column.format}}"
 

@@ -25,6 +25,7 @@ class Column:
     format: str = ".2f"
     better: str = "lower"  # lower, higher, or none where no way is better
     tolerance: float = 0.0  # how much worse still counts as close, as a share of the published number
+    reading: float = 0.0  # published figures no further apart than this cannot be told apart
 
 
 @dataclass
