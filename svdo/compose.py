@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import difflib
+import functools
+import os
 import re
 from collections.abc import Sequence
 from typing import Any, TypeVar
@@ -82,6 +85,12 @@ def compose(overrides: Sequence[str]) -> Config:
     Raises:
         UserError: where ``svdo-run`` would refuse them.
     """
+    return copy.deepcopy(_composed(tuple(overrides), os.environ.get("SVDO_DATA")))
+
+
+@functools.cache
+def _composed(overrides: tuple[str, ...], data_dir: str | None) -> Config:
+    """Kept, because Hydra takes a tenth of a second and a table asks for the same runs again; ``data_dir`` is its default."""
     GlobalHydra.instance().clear()
     with initialize_config_module(CONF, version_base="1.3"):
         return check(hydra_compose("config", overrides=list(overrides)))

@@ -377,7 +377,7 @@ def trained(config: Config, run: Run) -> tuple[nn.Module, Data]:
     return model.to(memory_format=torch.channels_last), data
 
 
-def _network(config: Config, data: Data, started: bool) -> nn.Module:
+def _network(config: Config, data: Data, started: bool = False) -> nn.Module:
     """The network at the run's start; where it has ``started``, its weights are still to be loaded."""
     assert isinstance(config.model, Model)
     assert isinstance(config.method, Method)
