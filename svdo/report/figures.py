@@ -254,12 +254,13 @@ def regularisers(evidence: Evidence, watched: Sequence[Watched]) -> dict[str, by
     for axis, title in zip(above, (["as published"] if quoted else []) + ["measured"], strict=True):
         axis.set(title=title, xlabel=key, ylabel="test error, %")
     limits = [limit for axis in above for limit in axis.get_ylim()]
-    reach = [limit for axis in above for limit in axis.get_xlim()]
+    declared = [x for points in errors.values() for x, _, _ in points]
+    margin = 0.05 * (max(declared) - min(declared)) or 0.5
     for axis in above:
         axis.set_ylim(min(limits), max(limits))
     below.set(title="learned dropout rates", xlabel=key, ylabel="mean of p = α / (1 + α)", ylim=(0, None))
     for axis in axes:
-        axis.set_xlim(min(reach), max(reach))
+        axis.set_xlim(min(declared) - margin, max(declared) + margin)
         axis.grid(alpha=0.3)
     _legend_below(figure, axes)
     return {"png": _png(figure)}
