@@ -45,7 +45,7 @@ class Effort:
     """How much is drawn for a measurement."""
 
     batches: int = 400  # minibatches that a gradient's variance is taken over,
-    separate_batches: int = 5  # with a draw of all weights for each example, of which one takes a minute,
+    separate_batches: int = 20  # with a draw of all weights for each example, of which one takes a minute,
     alpha_batches: int = 50  # and at each of many alphas
     size: int = 1000  # examples in such a minibatch
     samples: int = 30  # noisy passes of a sampled prediction
