@@ -423,6 +423,7 @@ def test_a_bad_value_is_refused_with_what_may_stand_there(name: str, settings: d
 def test_no_matching_layer_is_refused() -> None:
     for net, choice in (
         (nn.Sequential(nn.ReLU()), {}),
+        (small(), {"include": ["nothing"]}),
         (small(), {"exclude": ["*"]}),
     ):
         with pytest.raises(UserError, match="no Linear or Conv2d"):

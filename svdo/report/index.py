@@ -193,8 +193,9 @@ def _trained_again(runs: Sequence[Planned]) -> list[str]:
         drawn = json.loads(str(seen["record"])) if seen and "record" in seen else None
         if drawn and record and drawn["test"] != record["test"]:
             error, ratio = drawn["test"]["error"], drawn["compression"]
+            ended = f"ended at {error:.2f} %, {ratio:.1f}x"
             said.append(
-                f"`{run.config.id}` was trained again for it, on other threads, and ended at {error:.2f} %, {ratio:.1f}x."
+                f"Weights, thresholds and log alphas shown are of `{run.config.id}` trained again on other threads; it {ended}."
             )
     return said
 
