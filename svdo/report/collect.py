@@ -56,7 +56,7 @@ class Planned:
 
 @dataclass(frozen=True)
 class Finding:
-    """One outcome of a report's measurement, kept as a run's record is."""
+    """One outcome of a report's measurement, named like a run's record."""
 
     record: Record | None
 
@@ -88,7 +88,7 @@ class Evidence:
     rows: Rows
     figures: list[tuple[Figure, list[Planned]]]
     needs: dict[str, list[Planned]]
-    measured: Record | None  # by row, the records of its measurement; also what figures show of it
+    measured: Record | None  # its measurement: by row, the outcomes; what figures show; when and on what it was made
 
     @property
     def runs(self) -> list[Planned]:
@@ -109,7 +109,10 @@ def gather(report: Report, extra: Sequence[str] = ()) -> Evidence:
     measured = kept_measurement(report, results_dir, needs)
     rows: Rows = []
     for row in report.rows:
-        outcomes = [Finding(record) for record in (measured or {}).get(row.measured, [None])] if row.measured else []
+        outcomes = [
+            Finding({"id": f"{report.name}/{row.measured}", **found}) for found in (measured or {}).get(row.measured, [])
+        ]
+        outcomes = outcomes or [Finding(None)] * bool(row.measured)
         rows.append((row, [*runs(report, row, extra), *outcomes]))
     figures = [(figure, watched(report, figure, extra)) for figure in report.figures]
     return Evidence(report, results_dir, data_dir, where.runtime, rows, figures, needs, measured)

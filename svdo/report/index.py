@@ -206,8 +206,7 @@ def _link(evidence: Evidence) -> str:
 
 def _status(evidence: Evidence) -> str:
     """Where the table is, how much of it is measured, on what, and how its cells compare with the published ones."""
-    records = [record for _, items in evidence.rows for item in items if (record := item.record) is not None]
-    total = sum(len(items) for _, items in evidence.rows)
+    outcomes = [item.record is not None for _, items in evidence.rows for item in items]
     words = [
         verdict(measure(items, column), column, row.published.get(column.key))
         for row, items in evidence.rows
@@ -217,17 +216,18 @@ def _status(evidence: Evidence) -> str:
     counts = {word: words.count(word) for word in ("reached", "close", "short", "open")}
     judged_cells = ", ".join(f"{count} {word}" for word, count in counts.items() if count)
     parts = [f"[Table](tables/{evidence.report.name}.md) ([tex](tables/{evidence.report.name}.tex),"]
-    parts[0] += f" [csv](tables/{evidence.report.name}.csv)): {len(records)} of {total} outcomes measured"
+    parts[0] += f" [csv](tables/{evidence.report.name}.csv)): {sum(outcomes)} of {len(outcomes)} outcomes measured"
     if judged_cells:
         parts.append(f"published figures: {judged_cells}")
-    if records:
-        parts.append(_provenance(records))
+    made = [record for run in evidence.runs if (record := run.record)]
+    made += [evidence.measured] if evidence.measured else []
+    if made:
+        parts.append(_provenance(made))
     return "; ".join(parts) + "."
 
 
 def _provenance(records: Sequence[Record]) -> str:
     """When, on what, with which versions."""
-    records = list({record["id"].partition("/")[0]: record for record in records}.values())  # a measurement's rows count once
     sources = [record["provenance"] for record in records]
     days = sorted({source["started"][:10] for source in sources})
     devices = sorted({re.sub(r", \d+ threads", "", source["device"]) for source in sources})

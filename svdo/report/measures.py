@@ -78,7 +78,7 @@ def measure(evidence: Evidence) -> None:
 
 
 def _measure(evidence: Evidence) -> None:
-    """Keep by row records like those of runs, and what the report's figures show."""
+    """Keep by row one record per network, what the report's figures show, and how all of it came about."""
     report = evidence.report
     print(f"\n=== measuring {report.measure}", flush=True)
     clock, measured_in = time.perf_counter(), replace(evidence.runtime, precision="fp32")  # whatever its networks' is
@@ -94,12 +94,11 @@ def _measure(evidence: Evidence) -> None:
         found = MEASURES[report.measure](networks, evidence.data_dir, TOY if report.quick else Effort())
     except ImportError as error:
         raise UserError(f"measuring {report.measure} needs more: {error}; pip install '.[plot]'") from None
-    seconds = round(time.perf_counter() - clock, 3)
-    for row in {row.measured for row in report.rows if row.measured}:
-        found[row] = [
-            {"id": f"{report.name}/{row}", **record, "seconds": seconds, "provenance": provenance} for record in found[row]
-        ]
-    found["networks"] = network_ids(evidence.needs)
+    found |= {
+        "networks": network_ids(evidence.needs),
+        "seconds": round(time.perf_counter() - clock, 3),
+        "provenance": provenance,
+    }
     text = json.dumps(found, indent=1, allow_nan=False) + "\n"
     write_atomically(measurement(report, evidence.results_dir), lambda file: file.write(text.encode()))
 

@@ -31,8 +31,9 @@ def table(report: Report, collected: Rows) -> tuple[list[str], list[list[str]]]:
         for column in report.columns:
             cells += [_published(row.published.get(column.key), column)] * (column.key in quoted)
             cells.append(measured_text(measure(planned, column), column))
-        done = [record for run in planned if (record := run.record) is not None]
-        cells += [f"{len(done)} of {len(planned)}" if planned else "quoted"] + [core_minutes(done)] * timed
+        done = [item for item in planned if item.record is not None]
+        trained = [record for item in done if isinstance(item, Planned) and (record := item.record)]
+        cells += [f"{len(done)} of {len(planned)}" if planned else "quoted"] + [core_minutes(trained)] * timed
         rows.append(cells)
     return headers, rows
 
