@@ -75,9 +75,8 @@ def sparsity(module: nn.Module) -> list[LayerSparsity]:
     counts = [
         torch.stack([n.sum(), n.unflatten(0, (g, -1)).any(1).sum(), n.any(1).sum()]) for n, g in zip(kept, groups, strict=True)
     ]
-    numbers = (
-        torch.stack([count.to(counts[0].device) for count in counts]).tolist() if counts else []
-    )  # one transfer for the whole network, not one per layer
+    gathered = [count.to(counts[0].device) for count in counts]
+    numbers = torch.stack(gathered).tolist() if counts else []  # one transfer for the whole network, not one per layer
     return [LayerSparsity(name, weight.numel(), *n) for (name, weight), n in zip(weights.items(), numbers, strict=True)]
 
 

@@ -583,11 +583,17 @@ def test_the_original_parameterization_has_the_noisier_gradient_where_alpha_is_l
     config = compose([*SMALL_RUN, "dataset.subset=2000", "method=none", f"results_dir={tmp_path}", "runtime.progress=false"])
     train.execute(config)
     networks = {"dense": [train.trained(config, Run(tmp_path, config.id))]}
-    seen = measures.parameterization(networks, tmp_path, replace(measures.TOY, batches=30, size=1000))["variance"]
-    assert seen["multiplicative"][0] == pytest.approx(seen["additive"][0], rel=0.02)
-    assert seen["multiplicative"][-1] > 1.3 * seen["additive"][-1]
+    seen = measures.parameterization(networks, tmp_path, replace(measures.TOY, alpha_batches=30, size=1000))
+    additive, multiplicative = (seen[name][0]["variance"] for name in ("additive", "multiplicative"))
+    assert list(additive) == [str(at) for at in range(-8, 5)]
+    assert multiplicative["-8"] == pytest.approx(additive["-8"], rel=0.02)
+    assert multiplicative["4"] > 1.3 * additive["4"]
+    column = Column("variance.4", "at 4")
+    cell = collect.measure([collect.Finding(seen["additive"][0])], column)
+    assert cell is not None
+    assert (cell.means[0], 0.0 < cell.stds[0] < cell.means[0]) == (additive["4"], True)
     rows = [(Row("", name, published={}), [collect.Planned((), config)]) for name in ("one", "other")]
-    evidence = replace(evidence_of(rows, tmp_path), measured={"variance": seen})
+    evidence = replace(evidence_of([*rows, (Row("", "alpha", measured="additive"), [])], tmp_path), measured=seen)
     assert figures.DRAW["parameterization"](evidence, [])["png"].startswith(b"\x89PNG")
 
 
@@ -638,22 +644,22 @@ def test_a_claim_is_judged_group_by_group(report: spec.Report, tmp_path: Path) -
     evidence = replace(evidence_of([*rows, *other, *unmeasured], tmp_path), report=report)
     ratio, error = ["Sparse VD", "compression"], ["Sparse VD", "test.error"]
 
-    def judged(less: Any, more: Any, group: str = "") -> tuple[str, str]:
+    def judged(less: Any, more: Any, group: str = "") -> tuple[str, str, str]:
         return index.judged(evidence, spec.Claim("it is so", less, more, group))
 
-    part = "Sparse VD 1.90 ± 0.14 (2 of 3 runs)"
-    assert judged(68, ratio, "LeNet-300-100") == ("holds", "68 < Sparse VD 71.0 ± 1.4 (2 of 3 runs)")
-    assert judged(error, 1.7, "LeNet-300-100") == ("**does not hold**", f"{part} ≥ 1.7")
+    part = "1.90 ± 0.14 % (2 of 3 runs)"
+    assert judged(67.5, ratio, "LeNet-300-100") == ("holds", "68", "71.0 ± 1.4 (2 of 3 runs)")
+    assert judged(error, 1.7, "LeNet-300-100") == ("**does not hold**", "1.92", part)
     assert judged(error, 1.93, "LeNet-300-100")[0] == judged(error, 1.87, "LeNet-300-100")[0] == "undecided"
-    assert judged(error, 1.93, "third") == ("not measured yet", "")
-    assert judged(error, ["SWS", "test.error"]) == ("not measured yet", "")  # quoted only
-    assert judged(error, 5) == ("holds (1 not measured yet)", f"LeNet-300-100: {part} < 5; other: {part} < 5")
+    assert judged(error, 1.93, "third") == ("not measured yet", "", "")
+    assert judged(error, ["SWS", "test.error"]) == ("not measured yet", "", "")  # quoted only
+    quoted = "LeNet-300-100: 1.92<br>other: 1.92"
+    assert judged(error, 5) == ("holds (1 more not measured yet)", quoted, f"LeNet-300-100: {part}<br>other: {part}")
     assert judged([*error, "LeNet-300-100"], 5, "third")[0] == "holds"  # one side of another group
-    unlike = replace(rows[1][0], published={"test.error": 6.0})
+    unlike = replace(rows[1][0], published={})
     evidence = replace(evidence, rows=[*rows, *((replace(unlike, group="other"), items) for row, items in rows[1:])])
-    assert judged(error, 5)[0] == "as published in 1 of 2"  # the published figures hold in the first group alone
-    both = f"LeNet-300-100: 5 ≥ {part} (≥ as published, too); other: 5 ≥ {part}"
-    assert judged(5, error) == ("as published in 1 of 2", both)
+    assert judged(error, 5)[1] == "LeNet-300-100: 1.92<br>other: < 5"
+    assert judged(1, error)[1] == "LeNet-300-100: 1.92<br>other: > 1"
     once = [(replace(rows[1][0], label="once"), rows[1][1][:1])]  # its error is 1.8, of one run
     single = ["once", "test.error"]
     evidence = replace(evidence, rows=[*rows, *once])
@@ -663,16 +669,16 @@ def test_a_claim_is_judged_group_by_group(report: spec.Report, tmp_path: Path) -
     assert judged(single, 1.9, "LeNet-300-100")[0] == "holds, one run"
     evidence = replace(evidence, rows=[(once[0][0], [collect.Finding({"test": {"error": 1.8}})])])
     assert judged(single, 1.9, "LeNet-300-100")[0] == "holds"
-    assert judged(single, 1.8, "LeNet-300-100") == ("undecided", "once 1.80 ≥ 1.8")  # equal: a tie, even without spread
-    assert index._word([True, False, None], "holds", "fails") == "holds in 1 of 3, 1 undecided"
-    assert index._word([False, False, None], "holds", "fails") == "fails in 2 of 3, 1 undecided"
+    assert judged(single, 1.8, "LeNet-300-100") == ("undecided", "1.92", "1.80 %")  # equal: a tie, even without spread
+    assert index._word([True, False, None]) == "holds in 1 of 3, 1 undecided"
+    assert index._word([False, False, None]) == "**does not hold** in 2 of 3, 1 undecided"
 
 
-def test_where_the_published_figures_cannot_be_told_apart_nothing_is_held_against_them(tmp_path: Path) -> None:
+def test_a_claim_shows_how_the_published_figures_compare_beside_ours(tmp_path: Path) -> None:
     rows: list[Any] = []
     for group, published, ours in (
         ("a", (1.0, 2.0), (1.0, 2.0)),
-        ("b", (1.29, 1.28), (1.0, 2.0)),
+        ("b", (1.29, 1.28), (1.5, 1.5)),
         ("c", (2.0, 1.0), (2.0, 1.0)),
     ):
         for label, quoted, error in zip(("A", "B"), published, ours, strict=True):
@@ -680,11 +686,11 @@ def test_where_the_published_figures_cannot_be_told_apart_nothing_is_held_agains
             rows.append((Row(group, label, published={"test.error": quoted}), items))
     claim = spec.Claim("A is below B", ["A", "test.error"], ["B", "test.error"])
     evidence = evidence_of(rows, tmp_path)
-    for reading, word in ((0.03, "as published"), (0.0, "as published in 2 of 3")):
-        columns = [Column("test.error", "error %", reading=reading)]
-        verdict, figures = index.judged(replace(evidence, report=replace(evidence.report, columns=columns)), claim)
-        assert verdict == word
-        assert ("b: " in figures) == (reading == 0.0)
+    for reading, sign in ((0.03, "≈"), (0.0, ">")):  # read off a plot, or not
+        columns = [Column("test.error", "error", reading=reading)]
+        found = index.judged(replace(evidence, report=replace(evidence.report, columns=columns)), claim)
+        theirs, ours = f"a: 1 < 2<br>b: 1.29 {sign} 1.28<br>c: 2 > 1", "a: 1.00 < 2.00<br>b: 1.50 ≈ 1.50<br>c: 2.00 > 1.00"
+        assert found == ("holds in 1 of 3, 1 undecided", theirs, ours)
 
 
 def test_the_page_says_where_a_figure_shows_a_network_trained_again(tmp_path: Path) -> None:
@@ -709,7 +715,9 @@ def test_the_index_counts_the_claims_of_each_paper(report: spec.Report, tmp_path
     evidence = replace(evidence_of(collected(report, tmp_path), tmp_path), report=report)
     ((_, page),) = index.page([evidence]).items()
     text = page.decode()
-    assert "\nClaims: 4. Measured, some on one network only: 3. Hold: 1. Do not hold: 1. Undecided or in part: 1.\n" in text
+    assert (
+        "\nClaims: 4. Measured, some in part: 3. Hold: 1. Do not hold: 1. Undecided, or not everywhere the same: 1.\n" in text
+    )
     assert "Not measured yet:\n\n- unlike SWS (" in text
     assert "Kingma" not in text  # no report on it
     assert "1.0 minutes on cpu (x86_64), 2 threads, fp32, torch 2.9, 2026-01-02." in text

@@ -297,7 +297,7 @@ def parameterization(evidence: Evidence, watched: Sequence[Watched]) -> dict[str
     """Lower bound and sparsity after every epoch, with their spread; the variance of theta's gradient over alpha."""
     assert evidence.measured is not None
     figure, (bound, sparse, variance) = _subplots(3, width=4.4, height=3.6)
-    for number, (row, items) in enumerate(evidence.rows):
+    for number, (row, items) in enumerate(item for item in evidence.rows if not item[0].measured):
         runs = [run.run.epochs() for run in items if isinstance(run, Planned) and run.record]
         style: dict[str, Any] = {"color": COLOURS[number], "linestyle": ("-", "--", ":")[number], "label": row.label}
         for axis, quantity in ((bound, _bound), (sparse, _sparsity)) if runs else ():
@@ -305,10 +305,10 @@ def parameterization(evidence: Evidence, watched: Sequence[Watched]) -> dict[str
             mean, spread, epochs = values.mean(0), values.std(0, ddof=len(values) > 1), [line["epoch"] for line in runs[0]]
             axis.plot(epochs, mean, **style)
             axis.fill_between(epochs, mean - spread, mean + spread, color=COLOURS[number], alpha=0.2, linewidth=0)
-    seen = evidence.measured["variance"]
-    for number, name in enumerate(("additive", "multiplicative")):
+    for number, (name, label) in enumerate({"additive": "additive", "multiplicative": "original (multiplicative)"}.items()):
         style = {"color": COLOURS[number], "linestyle": "-" if number == 0 else "--", "marker": MARKERS[number]}
-        variance.plot(seen["log_alpha"], seen[name], label=name, markersize=4, **style)
+        by_alpha = {float(at): value for at, value in evidence.measured[name][0]["variance"].items()}
+        variance.plot(list(by_alpha), list(by_alpha.values()), label=label, markersize=4, **style)
     bound.set(xlabel="epoch", ylabel="lower bound per example, nats")
     sparse.set(xlabel="epoch", ylabel="weights with log α ≥ 3, %")
     variance.set(xlabel="log α", ylabel="variance of the gradient by θ, first layer", yscale="log")

@@ -19,16 +19,15 @@ from .spec import Claim, Column
 INTRODUCTION = """\
 # What was measured
 
-Claims of two papers, or of their figures, and what our own runs say of them. `svdo-report render all` writes this page from
-the records in `runs/` and `measured/`.
+The claims of two papers and what our runs show. `svdo-report render all` writes this page from the records in `runs/` and
+`measured/`.
 
-A claim holds where means over seeds, at the digits shown, are in its order, and stays undecided where they are equal or no
-further apart than the larger of their standard deviations. A figure without ± is of one run: its spread is taken to be the
-largest that a row of its network has, and where no row has any, the verdict says that it is of one run. Where the published
-figures follow a claim in some networks only, the verdict is on whether ours follow it in the same ones; where they lie too
-close to be told apart, the network does not count. The ± of a measurement is its standard error. A bound with half a
-digit more is where the published figure's rounding ends: 67.5 for at least 68, 1.925 for at most 1.92. Round bounds (12, 99,
-200) are ours, or said in words in the paper. *Recalled*: quoted from memory, since the papers' full text was not at hand."""
+Figures stand in the order in which the claim names them: means over seeds, ± their standard deviation; of what was measured
+once, ± is the standard error. A claim *holds* where they are in its order and further apart than the larger ± (of a figure
+without one: the largest of a row beside it), and is *undecided* (≈) where they are no further apart. *One run*: nothing there
+has a ±. A published figure counts as reached at its last digit: 68 from 67.5 on. A bound (> or <) that is no published figure
+is ours, or said in words. Published figures that were read off a plot have a ≈ where they are too close to be told apart.
+*Recalled*: quoted from memory, since the papers' full text was not at hand."""
 PAPERS = {
     "2017": "Variational Dropout Sparsifies Deep Neural Networks (Molchanov, Ashukha, Vetrov 2017)",
     "2015": "Variational Dropout and the Local Reparameterization Trick (Kingma, Salimans, Welling 2015)",
@@ -39,9 +38,9 @@ TABLES = """\
 
 A published figure is *reached* where ours is at least as good at the digits shown, *close* where it is at most a tenth worse,
 *short* where it is worse than that, and *open* where ours is not measured."""
-HOLDS, FAILS = "holds", "**does not hold**"
-AS_PUBLISHED, UNLIKE = "as published", "**not as published**"
-TIE, UNKNOWN, ONCE = "undecided", "not measured yet", ", one run"
+HOLDS, FAILS, TIE, UNKNOWN, ONCE = "holds", "**does not hold**", "undecided", "not measured yet", ", one run"
+BREAK = "<br>"  # of a line within a cell
+SIGNS = {True: "<", False: ">", None: "≈"}
 
 
 @dataclass(frozen=True)
@@ -76,43 +75,43 @@ def _claims(title: str, reports: Sequence[Evidence]) -> list[str]:
     claims = [(evidence, claim, *judged(evidence, claim)) for evidence in reports for claim in evidence.report.claims]
     if not claims:
         return []
-    rows = [[word, claim.says, figures, _link(evidence)] for evidence, claim, word, figures in claims if word != UNKNOWN]
+    rows = [[word, claim.says, *figures, _link(evidence)] for evidence, claim, word, *figures in claims if word != UNKNOWN]
     words = [row[0].partition(" (")[0].removesuffix(ONCE) for row in rows]
-    held, failed = (sum(words.count(word) for word in pair) for pair in ((HOLDS, AS_PUBLISHED), (FAILS, UNLIKE)))
-    counts = f"Claims: {len(claims)}. Measured, some on one network only: {len(rows)}. Hold: {held}. Do not hold: {failed}."
-    parts = [f"## {title}", f"{counts} Undecided or in part: {len(rows) - held - failed}."]
+    held, failed = words.count(HOLDS), words.count(FAILS)
+    counts = f"Claims: {len(claims)}. Measured, some in part: {len(rows)}. Hold: {held}. Do not hold: {failed}."
+    parts = [f"## {title}", f"{counts} Undecided, or not everywhere the same: {len(rows) - held - failed}."]
     if rows:
-        headers = ["verdict", "claim", "measured", "table"]
+        headers = ["verdict", "claim", "published", "ours", "table"]
         parts.append(tabulate(rows, headers, tablefmt="github", disable_numparse=True))
-    left = [f"- {claim.says} ({_link(evidence)})" for evidence, claim, word, _ in claims if word == UNKNOWN]
+    left = [f"- {claim.says} ({_link(evidence)})" for evidence, claim, word, *_ in claims if word == UNKNOWN]
     return parts + (["Not measured yet:", "\n".join(left)] if left else [])
 
 
-def judged(evidence: Evidence, claim: Claim) -> tuple[str, str]:
-    """The verdict on it, and our figures that it rests on."""
-    everywhere = list(dict.fromkeys(row.group for row, _ in evidence.rows if claim.group in ("", row.group)))
-    groups = [group for group in everywhere if not _published_tie(evidence, claim, group)]
+def judged(evidence: Evidence, claim: Claim) -> tuple[str, str, str]:
+    """The verdict on it, the published figures, and ours that it rests on."""
+    groups = list(dict.fromkeys(row.group for row, _ in evidence.rows if claim.group in ("", row.group)))
     sides = [(group, _measured(evidence, claim.less, group), _measured(evidence, claim.more, group)) for group in groups]
     both = [(group, less, more) for group, less, more in sides if less is not None and more is not None]
     known = [(group, less, more) for group, less, more in both if less.text and more.text]
-    quoted = {group: _published_order(evidence, claim, group) for group in groups}
-    mixed = {True, False} <= set(quoted.values())
-    contrary = {group for group in groups if mixed and quoted[group] is False}  # where the published figures do not follow it
-    orders = [(group, _order(less, more)) for group, less, more in known]
-    held = [None if order is None else order != (group in contrary) for group, order in orders]
-    word = _word(held, *((AS_PUBLISHED, UNLIKE) if mixed else (HOLDS, FAILS))) or UNKNOWN
+    orders = [_order(less, more) for _, less, more in known]
+    word = _word(orders) or UNKNOWN
     if any(None in (less.std, more.std) for _, less, more in known):
         word += ONCE
     if 0 < len(known) < len(both):
-        word += f" ({len(both) - len(known)} {UNKNOWN})"
-    named = len(both) > 1
-    figures = [
-        f"{group}: " * named
-        + f"{less.text} {'<' if less.mean < more.mean else '≥'} {more.text}"
-        + " (≥ as published, too)" * (group in contrary and less.mean >= more.mean)
-        for group, less, more in known
-    ]
-    return word, "; ".join(figures)
+        word += f" ({len(both) - len(known)} more {UNKNOWN})"
+    compared = [_compared(claim, less.text, more.text, order) for (_, less, more), order in zip(known, orders, strict=True)]
+    quoted = [_published(evidence, claim, group) for group, _, _ in known]
+    names = [f"{group}: " if len(both) > 1 else "" for group, _, _ in known]
+    cells = (BREAK.join(name + text for name, text in zip(names, texts, strict=True) if text) for texts in (quoted, compared))
+    published, ours = cells
+    return word, published, ours
+
+
+def _compared(claim: Claim, less: str, more: str, order: bool | None) -> str:
+    """Both figures with their order, or the one that is held against a number."""
+    if isinstance(claim.less, list) and isinstance(claim.more, list):
+        return f"{less} {SIGNS[order]} {more}"
+    return less if isinstance(claim.less, list) else more
 
 
 def _order(less: Side, more: Side) -> bool | None:
@@ -121,11 +120,11 @@ def _order(less: Side, more: Side) -> bool | None:
     return None if abs(less.mean - more.mean) <= spread else less.mean < more.mean
 
 
-def _word(held: Sequence[bool | None], yes: str, no: str) -> str:
+def _word(held: Sequence[bool | None]) -> str:
     if len(set(held)) == 1:
-        return {True: yes, False: no, None: TIE}[held[0]]
+        return {True: HOLDS, False: FAILS, None: TIE}[held[0]]
     ties = f", {held.count(None)} {TIE}" * (None in held)
-    word, count = (yes, held.count(True)) if True in held else (no, held.count(False))
+    word, count = (HOLDS, held.count(True)) if True in held else (FAILS, held.count(False))
     return f"{word} in {count} of {len(held)}{ties}" if held else ""
 
 
@@ -143,9 +142,8 @@ def _measured(evidence: Evidence, side: Any, group: str) -> Side | None:
             part = f" ({found.n} of {len(items)} runs)" if found.n < len(items) else ""
             trained = any(isinstance(item, Planned) for item in items)  # what a measurement finds has no spread over seeds
             std = found.stds[0] if found.n > 1 or not trained else _spread(evidence, column, group)
-            return Side(
-                float(format(found.means[0], column.format)), f"{label} {render.measured_text(found, column)}{part}", std
-            )
+            text = render.measured_text(found, column) + " %" * ("%" in column.label) + part
+            return Side(float(format(found.means[0], column.format)), text, std)
     return None
 
 
@@ -161,22 +159,20 @@ def _place(side: Any, group: str) -> tuple[str, str, str]:
     return label, key, own[0] if own else group
 
 
-def _published_order(evidence: Evidence, claim: Claim, group: str) -> bool | None:
-    """Whether the claim holds in the group's published figures; None where there are none."""
-    less, more = (_published(evidence, side, group) for side in (claim.less, claim.more))
-    return None if less is None or more is None else less < more
-
-
-def _published_tie(evidence: Evidence, claim: Claim, group: str) -> bool:
-    """Whether two figures published for the group are too close to be told apart: nothing can be held against them."""
+def _published(evidence: Evidence, claim: Claim, group: str) -> str:
+    """The figures published for it, compared as ours are; a bound where nothing was published."""
+    less, more = (_quoted(evidence, side, group) for side in (claim.less, claim.more))
+    texts = ["" if figure is None else f"{figure:g}" for figure in (less, more)]
     if not (isinstance(claim.less, list) and isinstance(claim.more, list)):
-        return False
-    less, more = (_published(evidence, side, group) for side in (claim.less, claim.more))
-    column = next(column for column in evidence.report.columns if column.key == claim.less[1])
-    return less is not None and more is not None and abs(less - more) <= column.reading
+        bound = f"> {texts[0]}" if isinstance(claim.more, list) else f"< {texts[1]}"
+        return _compared(claim, *texts, None) or bound
+    if less is None or more is None:
+        return ""
+    reading = next(column.reading for column in evidence.report.columns if column.key == claim.less[1])
+    return _compared(claim, *texts, None if abs(less - more) <= reading else less < more)
 
 
-def _published(evidence: Evidence, side: Any, group: str) -> float | None:
+def _quoted(evidence: Evidence, side: Any, group: str) -> float | None:
     """The published figure, or the number itself; None where there is none."""
     if not isinstance(side, list):
         return float(side)

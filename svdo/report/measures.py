@@ -185,14 +185,13 @@ def uncertainty(networks: Networks, data_dir: Path, effort: Effort) -> dict[str,
 
 
 def parameterization(networks: Networks, data_dir: Path, effort: Effort) -> dict[str, Any]:
-    """Variance of theta's gradient with one alpha for all weights of a trained dense network, as alpha grows.
+    """Variance of theta's gradient in the first layer, with one alpha for all weights of a trained dense network, by log alpha.
 
     Additive, sigma does not depend on theta; multiplicative, sigma = sqrt(alpha) |theta|, and its noise reaches theta.
     """
     ((dense, data),) = networks["dense"]
-    at = np.arange(-8.0, 4.1, 1.0)
-    found: dict[str, list[float]] = {name: [] for name in PARAMETERIZATIONS}
-    for log_alpha, name in _timed(list(itertools.product(at, PARAMETERIZATIONS))):
+    found: dict[str, Any] = {name: [{"variance": {}, "spread": {}}] for name in PARAMETERIZATIONS}
+    for log_alpha, name in _timed(list(itertools.product(range(-8, 5), PARAMETERIZATIONS))):
         model = convert(dense, SparseVD(parameterization=name, train_clip=False))
         with torch.no_grad():
             for _, layer in noisy_layers(model):
@@ -202,8 +201,9 @@ def parameterization(networks: Networks, data_dir: Path, effort: Effort) -> dict
                     sigma.add_((layer.weight.square() + EPS).log())
         first = next(name for name, _ in weight_layers(model))
         values = estimators.gradient_variance(model, data.train, "local", [first], effort.alpha_batches, effort.size)
-        found[name].append(values[first][0])
-    return {"variance": {"log_alpha": at.tolist(), **found}}
+        (record,) = found[name]
+        record["variance"][str(log_alpha)], record["spread"][f"variance.{log_alpha}"] = values[first]
+    return found
 
 
 def cost(networks: Networks, data_dir: Path, effort: Effort) -> dict[str, Any]:

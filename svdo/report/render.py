@@ -69,8 +69,10 @@ def markdown(report: Report, collected: Rows) -> str:
         commands = [item.command for item in items if isinstance(item, Planned)][:1]
         ids += [f"- {_label(row)}: " + ", ".join([*names, *(f"by `{command}`" for command in commands)])] if names else []
     if ids:
-        kept = f"measured/{report.name}.json" if any(row.measured for row, _ in collected) else "runs/<id>/result.json"
-        parts += [f"Measured figures, by record (`results/{kept}`):", "\n".join(ids)]
+        runs = any(isinstance(item, Planned) for _, items in collected for item in items)
+        kept = ["`results/runs/<id>/result.json`"] * runs
+        kept += [f"`results/measured/{report.name}.json`"] * any(row.measured for row, _ in collected)
+        parts += [f"Measured figures, by record ({', '.join(kept)}):", "\n".join(ids)]
     left = [run for _, items in collected for run in items if isinstance(run, Planned) and run.record is None]
     if left:
         records = [record for _, items in collected for run in items if isinstance(run, Planned) and (record := run.record)]
@@ -123,8 +125,8 @@ def measured_text(measured: Measured | None, column: Column) -> str:
     """mean ± std, the spread only where it is known; layers are joined by dashes, without spread."""
     if measured is None:
         return ""
-    left = {True: "no weights left in some runs", False: "no weights left"}
-    means = " - ".join(f"{m:{column.format}}" if math.isfinite(m) else left[math.isnan(m)] for m in measured.means)
+    empty = "no weights left" + " in some runs" * any(map(math.isnan, measured.means))
+    means = " - ".join(f"{mean:{column.format}}" if math.isfinite(mean) else empty for mean in measured.means)
     alone = measured.n == 1 and not measured.stds[0]
     if len(measured.means) > 1 or alone or not math.isfinite(measured.means[0]):
         return means
