@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import itertools
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -17,6 +18,7 @@ from .spec import Column
 COLOURS = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#999999"]  # Okabe and Ito
 MARKERS = "osD^vP*X<>hd"
 GREY = "#777777"
+SHADES = [*COLOURS[:3], "#882255", *COLOURS[4:7], COLOURS[3]]  # eight that are far from GREY, and neighbours from each other
 DPI = 110
 ERROR, COMPRESSION = Column("test.error", "error %"), Column("compression", "compression")
 
@@ -49,22 +51,23 @@ def tradeoff(evidence: Evidence, watched: Sequence[Watched]) -> dict[str, bytes]
     """Error against compression: every row's mean and spread, the published points, and runs whose threshold moves."""
     labels = list(dict.fromkeys(row.label for row, _ in evidence.rows))
     groups = list(dict.fromkeys(row.group for row, _ in evidence.rows))
-    removing = list(dict.fromkeys(name for _, items in evidence.rows if METHODS.get(name := _name(items), Method).sparsifies))
+    removing = dict.fromkeys(row.label for row, items in evidence.rows if METHODS.get(_name(items), Method).sparsifies)
+    colours = dict(zip(removing, itertools.cycle(SHADES), strict=False))
     figure, axes = _subplots(len(groups), width=5.2, height=5.0)
     for axis, group in zip(axes, groups, strict=True):
         published: set[tuple[Any, Any]] = set()
         for row, planned in evidence.rows:
             if row.group != group:
                 continue
-            name = _name(planned)
-            colour = COLOURS[removing.index(name)] if name in removing else GREY
+            colour = colours.get(row.label, GREY)
             style: dict[str, Any] = {"color": colour, "marker": MARKERS[labels.index(row.label) % len(MARKERS)]}
             error, ratio = measure(planned, ERROR), measure(planned, COMPRESSION)
             if error and ratio:
                 axis.errorbar(
                     ratio.means[0], error.means[0], _spread(error), _spread(ratio), label=row.label, linestyle="none", **style
                 )
-            point = row.published.get("compression", None if name in removing else 1.0), row.published.get("test.error")
+            dense = None if row.label in removing else 1.0
+            point = row.published.get("compression", dense), row.published.get("test.error")
             if None not in point and point not in published:
                 published.add(point)
                 axis.plot(*point, markerfacecolor="none", linestyle="none", zorder=3, **style)
@@ -165,6 +168,8 @@ def _frame(above: Any, below: Any, seen: dict[str, np.ndarray], index: int) -> N
     for axis, values, last in ((above, tiled, seen["filters"][-1]), (below, piece.T, seen["piece"][-1])):
         limit = max(float(np.abs(last.astype(np.float32)).max()), 1e-6)
         axis.imshow(np.sign(values) * np.sqrt(np.abs(values)), cmap="RdBu_r", vmin=-(limit**0.5), vmax=limit**0.5)
+        removed = np.ma.masked_where(values != 0.0, np.zeros_like(values))
+        axis.imshow(removed, cmap="gray", vmin=-0.75, vmax=0.25)
         axis.set(xticks=[], yticks=[])
     kept = 100.0 * np.count_nonzero(filters) / filters.size, 100.0 * np.count_nonzero(piece) / piece.size
     above.set_title(f"epoch {seen['epochs'][index]}\nfirst convolution, {kept[0]:.0f} % left", fontsize=9)

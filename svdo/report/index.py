@@ -108,7 +108,7 @@ def judged(evidence: Evidence, claim: Claim) -> tuple[str, str, str]:
 
 
 def _compared(claim: Claim, less: str, more: str, order: bool | None) -> str:
-    """Both figures with their order, or the one that is held against a number."""
+    """Both of our figures with their order, or the one that is held against a number."""
     if isinstance(claim.less, list) and isinstance(claim.more, list):
         return f"{less} {SIGNS[order]} {more}"
     return less if isinstance(claim.less, list) else more
@@ -162,14 +162,14 @@ def _place(side: Any, group: str) -> tuple[str, str, str]:
 def _published(evidence: Evidence, claim: Claim, group: str) -> str:
     """The figures published for it, compared as ours are; a bound where nothing was published."""
     less, more = (_quoted(evidence, side, group) for side in (claim.less, claim.more))
-    texts = ["" if figure is None else f"{figure:g}" for figure in (less, more)]
-    if not (isinstance(claim.less, list) and isinstance(claim.more, list)):
-        bound = f"> {texts[0]}" if isinstance(claim.more, list) else f"< {texts[1]}"
-        return _compared(claim, *texts, None) or bound
+    if not isinstance(claim.less, list):
+        return f"> {less:g}" if more is None else f"{more:g}"
+    if not isinstance(claim.more, list):
+        return f"< {more:g}" if less is None else f"{less:g}"
     if less is None or more is None:
         return ""
     reading = next(column.reading for column in evidence.report.columns if column.key == claim.less[1])
-    return _compared(claim, *texts, None if abs(less - more) <= reading else less < more)
+    return f"{less:g} {SIGNS[None if abs(less - more) <= reading else less < more]} {more:g}"
 
 
 def _quoted(evidence: Evidence, side: Any, group: str) -> float | None:
