@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import io
 import os
 import zipfile
 from collections.abc import Callable
@@ -16,7 +17,11 @@ from .config import UserError
 
 
 def write_atomically(path: Path, write: Any) -> None:
-    """Call ``write(binary file)`` on a temporary neighbour of ``path``, flush it to disk and move it into place."""
+    """Call ``write(binary file)`` on a temporary neighbour of ``path``, flush it to disk and move it into place.
+
+    Raises:
+        OSError: naming ``path``, where the disk is full or the folder cannot be written.
+    """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         with open(temporary, "wb") as file:
@@ -24,9 +29,11 @@ def write_atomically(path: Path, write: Any) -> None:
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
-    except BaseException:
+    except BaseException as error:
         with contextlib.suppress(OSError):
             temporary.unlink()
+        if isinstance(error, OSError):
+            raise OSError(error.errno, error.strerror, str(path)) from None
         raise
 
 
@@ -41,7 +48,9 @@ def hold(file: int, waiting: Callable[[], None]) -> None:
 
 def save(path: Path, state: dict[str, Any]) -> None:
     """Save tensors, numbers, strings, lists and dicts, loadable with ``torch.load(path, weights_only=True)``."""
-    write_atomically(path, lambda file: torch.save(state, file))
+    buffer = io.BytesIO()  # since torch, writing to a full disk itself, raises an error that says nothing of it
+    torch.save(state, buffer)
+    write_atomically(path, lambda file: file.write(buffer.getbuffer()))
 
 
 def load(path: Path) -> dict[str, Any]:
@@ -56,11 +65,13 @@ def load(path: Path) -> dict[str, Any]:
         if broken is not None:
             raise zipfile.BadZipFile(f"checksum of {broken}")
         state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+        if not isinstance(state, dict):
+            raise TypeError(f"it holds a {type(state).__name__}")
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror}") from None
     except Exception as error:  # a damaged archive can fail anywhere in zipfile, pickle or torch
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise UserError(f"{path} is damaged ({reason}); delete this file and repeat the command to train anew") from None
+        raise UserError(f"{path} is damaged ({reason}); delete this file and train the run anew") from None
     return state
 
 

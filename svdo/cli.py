@@ -30,7 +30,8 @@ SWEEP = "SVDO_SWEEP"
 def main() -> None:
     """Exit status: 0 done or already done, 1 a failure of the program, 2 a mistake of the user's, 130 or 143 stopped."""
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then raises instead of printing a traceback of its own
-    with exit_status(), tempfile.TemporaryDirectory(prefix="svdo-sweep-") as folder:
+    sys.stdout = sys.stdout or open(os.devnull, "w")  # noqa: SIM115 - closed by who started us; it lives as long as we do
+    with exit_status(), train.signals(), tempfile.TemporaryDirectory(prefix="svdo-sweep-") as folder:
         os.environ[SWEEP] = folder  # see hydra.sweep.dir in conf/config.yaml
         _hydra_main()
 
@@ -78,7 +79,7 @@ def _hydra_main(cfg: DictConfig) -> None:
         _job(cfg)
     else:
         with exit_status():  # here, since Hydra announces an exception with a line of its own
-            train.execute(compose.check(cfg))
+            train.execute(compose.check(cfg, HydraConfig.get().overrides.task))
 
 
 def _job(cfg: DictConfig) -> None:
@@ -96,7 +97,7 @@ def _job(cfg: DictConfig) -> None:
     }
     config: Config | None = None
     try:
-        config = compose.check(cfg)
+        config = compose.check(cfg, job.overrides.task)
         outcome["id"] = config.id
         outcome["status"], _ = train.execute(config)
     except Exception as error:
@@ -124,8 +125,9 @@ class Summary(Callback):
         folder = Path(config.hydra.sweep.dir)
         outcomes = sorted((json.loads(path.read_text()) for path in folder.glob(f"*/{OUTCOME}")), key=lambda o: o["num"])
         if outcomes:
-            records = [None if o["exit"] else Run(o["results_dir"], o["id"]).result() for o in outcomes]
-            print(f"\n{console.sweep_table(outcomes, records)}", flush=True)
+            with exit_status():  # here, since Hydra makes a warning of any exception of a callback
+                records = [None if o["exit"] else Run(o["results_dir"], o["id"]).result() for o in outcomes]
+                print(f"\n{console.sweep_table(outcomes, records)}", flush=True)
             if failures := [o["exit"] for o in outcomes if o["exit"]]:
                 sys.exit(2 if all(status == 2 for status in failures) else 1)
 

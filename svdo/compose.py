@@ -33,12 +33,16 @@ for _name, _cls in methods.METHODS.items():
     ConfigStore.instance().store(group="method", name=_name, node=_node, provider="svdo")
 
 
-def check(cfg: DictConfig) -> Config:
-    """The composed configuration as a ``Config``; Hydra lets ``+key=1`` past its own check, so keys are checked again.
+def check(cfg: DictConfig, overrides: Sequence[str]) -> Config:
+    """What Hydra composed of ``overrides``, as a ``Config``; it lets ``+key=1`` past its own check, so keys are checked again.
 
     Raises:
         UserError: on a key that does not exist, a value of the wrong type, or one that makes no sense.
     """
+    given = dict(item.lstrip("+~").partition("=")[::2] for item in overrides)
+    for group in ("model", "method", "dataset"):
+        name = given.get(f"{group}.name")
+        require(name is None, f"{group}.name={name} would mix two choices; write {group}={name}")
     parts = {str(key): value for key, value in cfg.items() if key != "hydra"}
     for key in parts.keys() ^ Config.__dataclass_fields__.keys():
         raise UserError(f"{key} is missing" if key not in parts else f"unknown key {key}{_suggestion(key)}")
@@ -53,9 +57,11 @@ def check(cfg: DictConfig) -> Config:
         config.method.rates = config.method.rates or config.model.dropout
     for key, kind in (("seed", int), ("pretrained", str), ("results_dir", str), ("data_dir", str)):
         value = parts[key]
-        if type(value) is not kind and not (kind is str and type(value) in (int, float)):  # a folder may be called 2017
+        if kind is str and type(value) in (int, float):  # a folder may be called 2017, or 2024_06_01
+            value = given.get(key, value)
+        if type(value) is not kind:
             raise UserError(f"{key}={value} is not of type {kind.__name__}")
-        setattr(config, key, kind(value))
+        setattr(config, key, value)
     config.check()
     require(
         not (config.train.best_epoch and isinstance(config.method, methods.Method) and config.method.sparsifies),
@@ -66,16 +72,19 @@ def check(cfg: DictConfig) -> Config:
 
 def _typed(group: str, values: Any, cls: type[T]) -> T:
     try:
-        merged = OmegaConf.merge(OmegaConf.structured(cls), OmegaConf.to_container(values, resolve=True))
-        result = OmegaConf.to_object(merged)
+        settings: Any = OmegaConf.to_container(values, resolve=True, throw_on_missing=True)
+        result = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(cls), settings))
     except OmegaConfBaseException as error:
-        key = f"{group}.{error.full_key}" if error.full_key else group
+        key = str(error.full_key or group)
+        key = key if key.split(".")[0] == group else f"{group}.{key}"
         reason = str(error.msg or error).splitlines()[0]
         if "not in" in reason:
-            known = list(OmegaConf.structured(cls))
-            raise UserError(f"unknown key {key}; {group} has: {', '.join(known)}") from None
+            known = [field for field in OmegaConf.structured(cls) if field != "name"]
+            raise UserError(f"unknown key {key}; {group} has: {', '.join(map(str, known))}") from None
         raise UserError(f"{key}: {reason}") from None
     assert isinstance(result, cls)
+    for field in vars(result):
+        require(field in settings, f"{group}.{field} is missing")
     return result
 
 
@@ -93,7 +102,7 @@ def _composed(overrides: tuple[str, ...], data_dir: str | None) -> Config:
     """Kept, because Hydra takes a tenth of a second and a table asks for the same runs again; ``data_dir`` is its default."""
     GlobalHydra.instance().clear()
     with initialize_config_module(CONF, version_base="1.3"):
-        return check(hydra_compose("config", overrides=list(overrides)))
+        return check(hydra_compose("config", overrides=list(overrides)), overrides)
 
 
 def explain(error: Exception) -> str:
@@ -104,8 +113,15 @@ def explain(error: Exception) -> str:
             return f"{error.override} is not key=value"
         return f"{error.override} cannot be read; quote a value with special characters, for the shell too: '{key}=\"{value}\"'"
     text = str(error) or str(error.__cause__ or "") or type(error).__name__
+    if several := re.search(r"Ambiguous value for argument '([^']+)'", text):
+        return f"{several.group(1)} has several values, and each is a run: svdo-run -m trains them all"
+    if text.startswith("Error merging") and error.__cause__ is not None:
+        return f"{text.splitlines()[0].removeprefix('Error merging override ')}: {str(error.__cause__).splitlines()[0]}"
     if missing := re.search(r"Could not override '([^']+)'", text):
         key = missing.group(1)
+        inner = re.search(r"Key '([^']+)' is not in struct", str(error.__cause__))
+        if inner and inner.group(1) != key.split(".")[-1]:
+            return f"{key} has no {inner.group(1)}; add one with +{key}.{inner.group(1)}=..."
         return f"unknown key {key}{_suggestion(key)}"
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     first = next((line for line in lines if "Could not find" in line), "")

@@ -19,6 +19,8 @@ DATASETS = ("mnist", "fashion_mnist", "cifar10", "cifar100")
 NORMALIZATIONS = ("pixel_mean", "standard", "zca", "none")
 OPTIMIZERS = ("adam", "sgd")
 MAX_SEED = 2**31 - 1
+MAX_CROP = 28  # the smallest images' side
+MAX_THREADS = 1024
 PRECISIONS = ("fp32", "bf16_variance", "bf16", "auto")
 
 
@@ -60,8 +62,9 @@ class DatasetConfig:
         """Raise ``UserError`` on an unknown choice or an impossible number."""
         _one_of("dataset.name", self.name, DATASETS)
         _one_of("dataset.normalization", self.normalization, NORMALIZATIONS)
-        for key in ("crop", "validation", "subset", "test_subset"):
+        for key in ("validation", "subset", "test_subset"):
             _at_least(f"dataset.{key}", getattr(self, key), 0)
+        _between("dataset.crop", self.crop, 0, MAX_CROP)
         _between("dataset.label_seed", self.label_seed, 0, MAX_SEED)
         _between("dataset.random_labels", self.random_labels, 0.0, 1.0)
 
@@ -98,14 +101,12 @@ class TrainConfig:
         _at_least("train.kl_weight", self.kl_weight, 0.0)
         for key in ("lr_flat", "kl_start", "kl_full", "kl_settled"):
             _between(f"train.{key}", getattr(self, key), 0.0, 1.0)
-        for key in ("lr", "noise_lr", "kl_weight"):
-            require(math.isfinite(getattr(self, key)), f"train.{key}={getattr(self, key)} is not a finite number")
         for key in ("momentum", "averaging"):
             value = getattr(self, key)
             require(0.0 <= value < 1.0, f"train.{key}={value} is out of range; it must lie in [0, 1)")
         require(self.kl_start <= self.kl_full, "train.kl_start must not exceed train.kl_full")
         require(self.kl_full <= self.kl_settled, "train.kl_full must not exceed train.kl_settled")
-        require(1.0 <= self.kl_peak < math.inf, f"train.kl_peak={self.kl_peak} is out of range; it must be at least 1")
+        require(self.kl_peak >= 1.0, f"train.kl_peak={self.kl_peak} is out of range; it must be at least 1")
 
 
 @dataclass
@@ -122,7 +123,7 @@ class RuntimeConfig:
     def check(self) -> None:
         """Raise ``UserError`` on an unknown choice or an impossible number."""
         _one_of("runtime.precision", self.precision, PRECISIONS)
-        _at_least("runtime.threads", self.threads, 0)
+        _between("runtime.threads", self.threads, 0, MAX_THREADS)
         _at_least("runtime.snapshots", self.snapshots, 0)
 
 
@@ -142,18 +143,20 @@ class Config:
 
     def check(self) -> None:
         """Raise ``UserError`` where a value of the right type makes no sense."""
-        for part in (self.model, self.method, self.dataset, self.train, self.runtime):
-            part.check()
+        for group in ("model", "method", "dataset", "train", "runtime"):
+            check_part(group, getattr(self, group))
         require(
             self.dataset.validation > 0 or not self.train.best_epoch,
             "train.best_epoch=true chooses the epoch on held-out images; hold some out with dataset.validation=10000",
         )
         _between("seed", self.seed, 0, MAX_SEED)
+        require(
+            self.pretrained == Path(self.pretrained).name,
+            f"pretrained={self.pretrained} is no run's id; write the name of its folder alone",
+        )
         for key in ("results_dir", "data_dir"):
-            try:
-                Path(getattr(self, key)).expanduser()
-            except RuntimeError:
-                raise UserError(f"{key}={getattr(self, key)}: there is no such user; write the folder's path") from None
+            require(bool(getattr(self, key)), f"{key} is empty; write the folder's path, . for the current one")
+            expanded(key, getattr(self, key))
 
     def identity(self) -> dict[str, Any]:
         """The values that define the run, without those that equal their defaults (a new field orphans no old run)."""
@@ -200,6 +203,14 @@ def _between(key: str, value: float, low: float, high: float) -> None:
     require(low <= value <= high, f"{key}={value} is out of range; it must lie between {low} and {high}")
 
 
+def expanded(key: str, path: str | Path) -> Path:
+    """The path with the home of ~ or ~user in place; raises ``UserError`` where there is no such user."""
+    try:
+        return Path(path).expanduser()
+    except RuntimeError:
+        raise UserError(f"{key}={path}: there is no such user; write the folder's path") from None
+
+
 def check_rates(key: str, rates: Mapping[str, float]) -> None:
     """Raise ``UserError`` unless every dropout rate of the pattern -> rate mapping lies in [0, 1)."""
     check_mapping(key, rates)
@@ -212,3 +223,25 @@ def check_mapping(key: str, values: Any) -> None:
     require(
         isinstance(values, Mapping), f"{key}={values} is no mapping of layer patterns to numbers, such as {{'*': {values}}}"
     )
+    for pattern, value in values.items():
+        require(isinstance(pattern, str), f"{key}: {pattern} is no pattern of layer names; write it in quotes")
+        _of_type(f"{key}[{pattern}]", value, float)
+
+
+def check_part(group: str, part: Any) -> None:
+    """``part.check()``, and ``UserError`` where a field is not of the type of its default, or a number is not finite."""
+    for key, default in vars(type(part)()).items():
+        if isinstance(default, Mapping):
+            check_mapping(f"{group}.{key}", getattr(part, key))
+        else:
+            _of_type(f"{group}.{key}", getattr(part, key), type(default))
+    part.check()
+    for key, value in vars(part).items():
+        for name, number in value.items() if isinstance(value, Mapping) else [("", value)]:
+            finite = not isinstance(number, float) or math.isfinite(number)
+            require(finite, f"{group}.{key}{f'[{name}]' * bool(name)}={number} is not a finite number")
+
+
+def _of_type(key: str, value: Any, kind: type) -> None:
+    fits = isinstance(value, (int, float) if kind is float else kind) and (kind is bool or not isinstance(value, bool))
+    require(fits, f"{key}={value} is not of type {'number' if kind is float else kind.__name__}")

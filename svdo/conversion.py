@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from .config import UserError, require
+from .config import UserError, check_part, require
 from .layers import NOISY, Noise, NoisyLayer, noisy_layers, warn_of_uncalled, weight_layers
 from .methods import Method, find
 
@@ -52,7 +52,8 @@ def convert(
         method = cls(**settings)
     elif settings:
         raise UserError("settings go into the Method itself, or beside a method's name, not both")
-    method.check()
+    require(isinstance(method, Method), f"{method} is no method; give a name, such as sparsevd, or a Method with its settings")
+    check_part("method", method)
     if any(noisy_layers(module)):
         raise UserError("the module has noisy layers already; convert the plain network")
     include, exclude = ((part,) if isinstance(part, str) else tuple(part) for part in (include, exclude))

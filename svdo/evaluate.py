@@ -60,7 +60,7 @@ def metrics(log_probs: Tensor, labels: Tensor) -> dict[str, float]:
 
 def _calibration_error(confidence: Tensor, correct: Tensor) -> float:
     """Expected calibration error (Guo et al. 2017): mean |accuracy - confidence| over equal bins of confidence."""
-    bins = (confidence * ECE_BINS).long().clamp_(max=ECE_BINS - 1)
+    bins = (confidence.nan_to_num(0.0) * ECE_BINS).long().clamp_(max=ECE_BINS - 1)  # what is not finite shows in the NLL
     gaps = torch.zeros(ECE_BINS, dtype=torch.float64, device=bins.device)
     gaps.index_add_(0, bins, (correct - confidence).double())
     return (gaps.abs().sum() / len(confidence)).item()

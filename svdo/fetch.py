@@ -31,7 +31,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .config import UserError, require
+from .config import UserError, expanded, require
 
 Array = NDArray[np.uint8]
 Arrays = dict[str, Array]
@@ -126,7 +126,7 @@ def load(name: str, data_dir: Path, progress: bool = True) -> Images:
     require(name in KNOWN, f"dataset.name={name} is not a choice; take one of: {', '.join(KNOWN)}")
     if name == "mnist":
         return _bundled()
-    path = Path(data_dir).expanduser() / f"{name}.npz"
+    path = expanded("data_dir", data_dir) / f"{name}.npz"
     if not os.path.exists(path):
         return fetch(name, path.parent, progress)
     try:
@@ -145,7 +145,7 @@ def fetch(name: str, data_dir: Path, progress: bool = True) -> Images:
     Files in torchvision's layout under ``data_dir`` come first; they serve even where ``data_dir`` cannot be written.
     Raises ``UnavailableError`` where every source fails, naming each, or ``UserError`` where ``data_dir`` cannot be written.
     """
-    data_dir = Path(data_dir).expanduser()
+    data_dir = expanded("data_dir", data_dir)
     local = _local_sources(name, data_dir)
     failures = [] if local else [f"local files: no {KNOWN[name].layout} in {data_dir}"]
     images = _first(name, local, failures)

@@ -8,6 +8,7 @@ import fcntl
 import functools
 import os
 import platform
+import shutil
 import subprocess
 import tempfile
 import time
@@ -86,6 +87,8 @@ def compute_exactly() -> None:
 def compiled(function: F, device: torch.device) -> F:
     """``function`` under torch.compile; on CUDA its kernels are captured once and replayed."""
     mode = "reduce-overhead" if device.type == "cuda" else None
+    if device.type == "cpu" and not any(map(shutil.which, [os.environ.get("CXX", "g++"), "clang++"])):
+        raise UserError("runtime.compile=true needs a C++ compiler on a CPU, g++ or clang++; install one, or leave it out")
     return cast(F, torch.compile(function, dynamic=False, mode=mode))
 
 

@@ -25,6 +25,20 @@ from .config import UserError
 
 Record = dict[str, Any]
 REBUILT = "rebuilt"
+RECORD = {
+    "schema",
+    "id",
+    "model",
+    "method",
+    "config",
+    "test",
+    "layers",
+    "weights",
+    "compression",
+    "epochs",
+    "seconds",
+    "provenance",
+}
 
 
 class Run:
@@ -52,7 +66,7 @@ class Run:
         """The record, or None while the run is not done; raises ``UserError`` where the file is damaged."""
         try:
             record: Record = json.loads(self.record.read_text("utf-8"))
-            if not isinstance(record, dict) or record.get("id") != self.id:
+            if not isinstance(record, dict) or record.get("id") != self.id or not record.keys() >= RECORD:
                 raise ValueError(f"it is not the record of {self.id}")
         except (FileNotFoundError, NotADirectoryError):
             return None
@@ -107,10 +121,19 @@ class Run:
             file.write(json.dumps(line) + "\n")
 
     def forget_epochs_after(self, epoch: int) -> None:
-        """Keep the first ``epoch`` lines: what a killed process wrote after its last checkpoint is trained, and said, again."""
+        """Keep the first ``epoch`` lines: what a killed process wrote after its last checkpoint is trained, and said, again.
+
+        Raises:
+            UserError: where these lines are not there, or damaged.
+        """
+        try:
+            whole = self._metrics.read_bytes().splitlines(keepends=True)[:epoch] if self._metrics.exists() else []
+            if [json.loads(line)["epoch"] for line in whole] != list(range(1, epoch + 1)):
+                raise ValueError(f"it lacks epochs before {epoch + 1}")
+        except (ValueError, TypeError, KeyError) as error:
+            raise UserError(f"{self._metrics} is damaged ({error}); restore it, or delete the folder to train anew") from None
         if self._metrics.exists():
-            whole = self._metrics.read_text("utf-8").splitlines(keepends=True)[:epoch]
-            write_atomically(self._metrics, lambda file: file.write("".join(whole).encode()))
+            write_atomically(self._metrics, lambda file: file.write(b"".join(whole)))
 
     def finish(self, record: Record) -> None:
         """Write the record, then drop what only resuming needs."""

@@ -61,6 +61,20 @@ class Stop:
         self.number = number
 
 
+@contextlib.contextmanager
+def signals() -> Iterator[Stop]:
+    """Within, Ctrl-C and SIGTERM raise ``Interrupted``, or are noted where that is asked for."""
+    stop, previous = Stop(), {}
+    with contextlib.suppress(ValueError):  # not the main thread: there is no handler to set
+        for number in (signal.SIGINT, signal.SIGTERM):
+            previous[number] = signal.signal(number, stop.note)
+    try:
+        yield stop
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+
+
 @dataclass
 class Progress:
     """Where a run stands: ``epoch`` and ``step`` are the next to compute; sums are over the steps of this epoch."""
@@ -93,13 +107,18 @@ def execute(config: Config) -> tuple[str, Record]:
             record = run.result()  # another process may have finished it while this one waited
             if record is None:
                 try:
-                    with _signals() as stop:
+                    with signals() as stop:
                         return "done", Training(config, run, stop).finish()
                 except (UserError, OSError):
                     raise
-                except Exception:
-                    run.error.write_text(traceback.format_exc())
+                except Exception as error:
+                    if isinstance(error, torch.OutOfMemoryError) or "allocate memory" in str(error):  # on CPUs torch says it so
+                        raise UserError("out of memory; take a smaller network or train.batch_size") from None
+                    with contextlib.suppress(OSError):
+                        run.error.write_text(traceback.format_exc())
                     raise
+    if run.checkpoint.exists() and not run.busy():
+        run.checkpoint.unlink(missing_ok=True)  # of a process that was killed right after it wrote the record
     _say(f"{run.id} is done: {run.folder}\n\n{console.layer_table(record)}")
     return "skipped", record
 
@@ -296,7 +315,7 @@ class Training:
             checkpoint.restore_generators(state["generators"], self.device)
             earlier, now = state["origins"], self.origins[-1]
             self.origins = earlier if {**earlier[-1], "started": now["started"]} == now else [*earlier, now]
-        except (KeyError, RuntimeError, ValueError):
+        except (AttributeError, KeyError, RuntimeError, TypeError, ValueError):
             raise UserError(
                 f"{self.run.checkpoint} does not fit this version of svdo; delete it and repeat the command to train anew"
             ) from None
@@ -306,8 +325,9 @@ class Training:
         place = next((name for name, p in self.model.named_parameters() if not torch.isfinite(p).all()), None)
         if place is None and x is not None:
             place = _first_overflow(self.model, x)
+        step = min(self.progress.step + 1, len(self.data.train) // self.config.train.batch_size)
         return UserError(
-            f"the loss is not finite at epoch {self.progress.epoch + 1}, step {self.progress.step + 1} (first seen in"
+            f"the loss is not finite at epoch {self.progress.epoch + 1}, step {step} (first seen in"
             f" {place or 'the loss itself'}); the last good checkpoint is kept; try a smaller train.lr"
         )
 
@@ -366,6 +386,8 @@ class Training:
         }
         if data.validation is not None:
             record["validation"] = evaluate(model, data.validation)
+        if not math.isfinite(record["test"]["nll"]):  # of a network that was not trained: the epochs look for themselves
+            raise UserError("the test loss is not finite: the network starts too large; nothing was written")
         return record | others
 
 
@@ -404,7 +426,10 @@ def _start_from(network: nn.Module, config: Config) -> None:
         )
     record, weights = found.result(), checkpoint.load(found.weights)
     assert record is not None
-    parent_method = find_method(record["method"])(**record["config"]["method"])
+    try:
+        parent_method = find_method(record["method"])(**record["config"]["method"])
+    except (KeyError, TypeError):
+        raise UserError(f"pretrained={config.pretrained}: its record is of another version of svdo; train it anew") from None
     try:
         network.load_state_dict({key: value for key, value in weights.items() if "noise." not in key})
         twin = convert(network, parent_method)
@@ -440,19 +465,6 @@ def _first_overflow(model: nn.Module, x: Tensor) -> str | None:
     for hook in hooks:
         hook.remove()
     return found[0] if found else None
-
-
-@contextlib.contextmanager
-def _signals() -> Iterator[Stop]:
-    stop, previous = Stop(), {}
-    with contextlib.suppress(ValueError):  # not the main thread: there is no handler to set
-        for number in (signal.SIGINT, signal.SIGTERM):
-            previous[number] = signal.signal(number, stop.note)
-    try:
-        yield stop
-    finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)
 
 
 def _finite(value: float) -> float | None:

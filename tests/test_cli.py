@@ -2,6 +2,8 @@
 
 import json
 import math
+import resource
+import signal
 from pathlib import Path
 
 import numpy as np
@@ -101,8 +103,9 @@ def test_damaged_files_are_named_and_nothing_is_overwritten(svdo_run: Command, t
     run.mkdir(parents=True)
     (run / "checkpoint.pt").write_bytes(b"not a checkpoint")
     assert "checkpoint.pt is damaged" in refused(*QUICK)
-    (run / "result.json").write_text('{"schema": 1, "id"')
-    assert "result.json cannot be read" in refused(*QUICK)
+    for damaged in ('{"schema": 1, "id"', json.dumps({"schema": 1, "id": run.name})):
+        (run / "result.json").write_text(damaged)
+        assert "result.json cannot be read" in refused(*QUICK)
     stored = {field: np.zeros(9, np.uint8) for field in ("train_images", "train_labels", "test_images", "test_labels")}
     np.savez(tmp_path / "fashion_mnist.npz", **stored)
     data = tmp_path / "fashion_mnist.npz"
@@ -125,6 +128,27 @@ def test_a_flipped_byte_in_a_checkpoint_is_noticed(tmp_path: Path) -> None:
     path.write_bytes(content[: len(content) // 2])
     with pytest.raises(UserError, match="is damaged"):
         checkpoint.load(path)
+    torch.save([1, 2], path)
+    with pytest.raises(UserError, match=r"is damaged \(it holds a list"):
+        checkpoint.load(path)
+
+
+def test_a_full_disk_is_named_with_the_file_and_the_file_before_stays(tmp_path: Path) -> None:
+    from svdo import checkpoint
+
+    path = tmp_path / "checkpoint.pt"
+    checkpoint.save(path, {"x": torch.zeros(10)})
+    before, limits = path.read_bytes(), resource.getrlimit(resource.RLIMIT_FSIZE)
+    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    try:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, limits[1]))
+        with pytest.raises(OSError, match=r"File too large: '.*checkpoint\.pt'"):
+            checkpoint.save(path, {"x": torch.zeros(100_000)})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        signal.signal(signal.SIGXFSZ, handler)
+    assert path.read_bytes() == before
+    assert [item.name for item in tmp_path.iterdir()] == ["checkpoint.pt"]
 
 
 def test_no_epochs_means_the_untrained_network(svdo_run: Command, tmp_path: Path) -> None:

@@ -92,7 +92,7 @@ def test_conf_is_data_and_names_no_code_but_the_sweep_table() -> None:
 MODELS = ", ".join(options("model"))
 MISTAKES = {
     "metod=sparsevd": ["unknown key metod", "did you mean method?"],
-    "+method.x=1": ["unknown key method.x", "method has: name, log_sigma2, threshold"],
+    "+method.x=1": ["unknown key method.x", "method has: log_sigma2, threshold"],
     "method=sparsvd": ["method=sparsvd is not a choice", ", ".join(sorted(METHODS))],
     "model=lenet": ["model=lenet is not a choice", MODELS],
     "dataset=cifar": ["dataset=cifar is not a choice", ", ".join(options("dataset"))],
@@ -125,7 +125,25 @@ MISTAKES = {
     "method=sws train.best_epoch=true dataset.validation=9": ["before method=sws has removed its weights"],
     "train.averaging=1": ["train.averaging=1", "[0, 1)"],
     "train=fast model=convnet": ["train/fast=convnet is not a choice", ", ".join(options("train/fast"))],
-    "seed=0,1": ["seed=0,1"],
+    "seed=0,1": ["seed=0,1", "svdo-run -m"],
+    "method=pruning method.quality={fc1:inf}": ["method.quality[fc1]=inf is not a finite number"],
+    "method=dns method.gamma=inf": ["method.gamma=inf is not a finite number"],
+    "train.weight_decay=inf": ["train.weight_decay=inf is not a finite number"],
+    "method=dns method.crispness={fc1:{a:1}}": ["method.crispness[fc1]={'a': 1} is not of type number"],
+    "model.dropout={fc1:{a:1}}": ["model.dropout[fc1]={'a': 1} is not of type number"],
+    "model=mlp model.dropout={fc9:0.3}": ["model.dropout has no fc9", "+model.dropout.fc9="],
+    "method.threshold=abc": ["method.threshold=abc", "'abc'", "Float"],
+    "pretrained=some/run": ["pretrained=some/run", "the name of its folder"],
+    "dataset.name=cifar10": ["dataset.name=cifar10 would mix two choices", "write dataset=cifar10"],
+    "model.name=lenet300": ["write model=lenet300"],
+    "method.name=vd_b": ["write method=vd_b"],
+    "~train.lr": ["train.lr is missing"],
+    "train.epochs=???": ["train.epochs", "Missing"],
+    "method.threshold=${nope}": ["method.threshold: ", "nope"],
+    "dataset.crop=99": ["dataset.crop=99", "between 0 and 28"],
+    "runtime.threads=99999999999": ["runtime.threads=99999999999", "between 0 and 1024"],
+    "results_dir=": ["results_dir is empty"],
+    "data_dir=": ["data_dir is empty"],
     "seed": ["seed"],
 }
 
@@ -137,6 +155,12 @@ def test_a_mistake_is_told_in_one_line_that_names_it_and_the_choices(line: str) 
     for part in MISTAKES[line]:
         assert part in message
     assert "Traceback" not in message
+    assert "train.train" not in message
+
+
+def test_a_folder_may_be_called_like_a_number() -> None:
+    assert compose(["results_dir=2024_06_01"]).results_dir == "2024_06_01"
+    assert compose(["results_dir=1e3", "data_dir=2017"]).results_dir == "1e3"
 
 
 def test_composing_again_after_a_mistake_is_not_disturbed_by_it() -> None:

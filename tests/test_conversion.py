@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import io
+import math
 import warnings
 
 import pytest
@@ -411,6 +412,13 @@ def test_an_unknown_field_is_refused_with_the_choices() -> None:
         ("pruning", {"quality": 2.0}, ["method.quality=2.0", "mapping"]),
         ("dns", {"crispness": {"fc9*": 5.0}}, ["method.crispness", "fc9*"]),
         ("pruning", {"quality": {"fc9": 2.0}}, ["method.quality", "fc9"]),
+        ("pruning", {"quality": {"*": math.nan}}, ["method.quality[*]=nan"]),
+        ("pruning", {"rounds": 2.5}, ["method.rounds=2.5", "int"]),
+        ("binary", {"rates": {"*": "x"}}, ["method.rates[*]=x", "number"]),
+        ("binary", {"rates": {1: 0.5}}, ["method.rates", "pattern"]),
+        ("sparsevd", {"train_clip": "no"}, ["method.train_clip=no", "bool"]),
+        ("sparsevd", {"log_sigma2": "x"}, ["method.log_sigma2=x", "number"]),
+        ("dns", {"gamma": math.inf}, ["method.gamma=inf", "finite"]),
     ],
 )
 def test_a_bad_value_is_refused_with_what_may_stand_there(name: str, settings: dict[str, object], words: list[str]) -> None:

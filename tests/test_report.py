@@ -32,6 +32,7 @@ def record(overrides: tuple[str, ...], error: float, compression: float) -> dict
     config = compose(overrides)
     layers = [{"name": f"fc{i}", "weights": 100, "nonzero": 2 * i, "outputs": i, "sparsity": 100.0 - 2 * i} for i in (1, 2)]
     return {
+        "schema": 1,
         "id": config.id,
         "model": config.model.name,
         "dataset": config.dataset.name,
@@ -39,6 +40,7 @@ def record(overrides: tuple[str, ...], error: float, compression: float) -> dict
         "config": config.as_dict(),
         "test": {"error": error},
         "layers": layers,
+        "weights": 200,
         "compression": compression,
         "epochs": config.train.epochs,
         "seconds": 60.0,

@@ -14,7 +14,7 @@ from conftest import SMALL, start
 
 from svdo import train
 from svdo.compose import compose
-from svdo.config import Config
+from svdo.config import Config, UserError
 from svdo.runs import Run
 from svdo.train import execute
 
@@ -190,6 +190,20 @@ def test_what_was_written_after_the_last_checkpoint_is_said_only_once(tmp_path: 
             file.write('{"epo')
         run.forget_epochs_after(2)
     assert json.dumps(run.epochs()) == '[{"epoch": 1}, {"epoch": 2}]'
+    for damaged in (b'{"epoch": 1}\n', b'{"epo\n{"epoch": 2}\n', b"\xff\n{}\n", b""):
+        (run.folder / "metrics.jsonl").write_bytes(damaged)
+        with pytest.raises(UserError, match=r"metrics\.jsonl is damaged"):
+            run.forget_epochs_after(2)
+        assert (run.folder / "metrics.jsonl").read_bytes() == damaged
+
+
+def test_what_a_process_left_that_was_killed_right_after_the_record_goes(tmp_path: Path) -> None:
+    config = compose([*SMALL, "train.epochs=1", "dataset.subset=200", f"results_dir={tmp_path}"])
+    run = Run(tmp_path, config.id)
+    assert execute(config)[0] == "done"
+    run.checkpoint.write_bytes(b"left over")
+    assert execute(config)[0] == "skipped"
+    assert not run.checkpoint.exists()
 
 
 def test_half_written_files_of_a_killed_process_are_ignored(tmp_path: Path) -> None:

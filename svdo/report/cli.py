@@ -11,7 +11,8 @@ from typing import Any, NoReturn
 from .. import console, machine, train
 from ..checkpoint import write_atomically
 from ..cli import exit_status
-from ..config import UserError
+from ..compose import compose
+from ..config import Config, UserError
 from ..fetch import UnavailableError
 from ..runs import REBUILT, finished
 from . import collect, index, measures, render, spec, watch
@@ -72,7 +73,8 @@ def _refuse_to_mix(overrides: list[str]) -> None:
     """A table or measurement changed by overrides must not take the place of the declared one."""
     keys = [item.lstrip("+~").partition("=")[0] for item in overrides]
     changing = [key for key in keys if key not in ("results_dir", "data_dir") and not key.startswith("runtime.")]
-    if changing and "results_dir" not in keys:
+    where = compose([item for item in overrides if item.startswith("results_dir=")]).results_dir
+    if changing and Path(where).expanduser().resolve() == Path(Config.results_dir).resolve():
         raise UserError(f"{changing[0]} makes another table than the declared one; say where it goes with results_dir=...")
 
 

@@ -102,6 +102,8 @@ def gather(report: Report, extra: Sequence[str] = ()) -> Evidence:
     Raises:
         UserError: where an override is not one, or what was measured cannot be read.
     """
+    if not report.needs and all(row.overrides is None for row in report.rows):
+        compose(extra)  # no run of the table will find a mistake in them
     ways = ("results_dir=", "data_dir=", "runtime.")
     where = compose([item for item in (*report.overrides, *extra) if item.lstrip("+").startswith(ways)])
     results_dir, data_dir = (Path(path).expanduser() for path in (where.results_dir, where.data_dir))
@@ -135,7 +137,10 @@ def kept_measurement(report: Report, results_dir: Path, needs: dict[str, list[Pl
         found: Record | None = json.loads(path.read_text("utf-8")) if report.measure and path.exists() else None
     except (OSError, ValueError) as error:
         raise UserError(f"{path} cannot be read ({error}); restore it, or delete it to measure anew") from None
-    return found if found and found.get("networks") == network_ids(needs) else None
+    rows = {row.measured for row in report.rows if row.measured}
+    if found is not None and not (isinstance(found, dict) and found.keys() >= {"networks", "seconds", "provenance"}):
+        raise UserError(f"{path} is no measurement; restore it, or delete it to measure anew")
+    return found if found and found["networks"] == network_ids(needs) and found.keys() >= rows else None
 
 
 def runs(report: Report, row: Row, extra: Sequence[str] = (), seeds: Sequence[int] | None = None) -> list[Planned]:

@@ -253,11 +253,13 @@ def regularisers(evidence: Evidence, watched: Sequence[Watched]) -> dict[str, by
             at, first, hidden = zip(*found, strict=True)
             below.plot(at, hidden, **style)
             below.plot(at, first, ":", **style)
-    below.plot([], [], color="black", label="right: later layers")
-    below.plot([], [], ":", color="black", label="right: first layer")
+    below.plot([], [], color=GREY, label="right: later layers")
+    below.plot([], [], ":", color=GREY, label="right: first layer")
     key = _swept_key(evidence.rows)
     for axis, title in zip(above, (["as published"] if quoted else []) + ["measured"], strict=True):
-        axis.set(title=title, xlabel=key, ylabel="test error, %")
+        axis.set(title=title, xlabel=key, ylabel="test error, %", yscale="log")
+        axis.yaxis.set_major_formatter("{x:g}")
+        axis.yaxis.set_minor_formatter("{x:g}")
     limits = [limit for axis in above for limit in axis.get_ylim()]
     declared = [x for points in errors.values() for x, _, _ in points]
     margin = 0.05 * (max(declared) - min(declared)) or 0.5
@@ -299,7 +301,7 @@ def _swept_key(rows: Rows) -> str:
 
 
 def parameterization(evidence: Evidence, watched: Sequence[Watched]) -> dict[str, bytes]:
-    """Lower bound and sparsity after every epoch, with their spread; the variance of theta's gradient over alpha."""
+    """Minus the lower bound and sparsity after every epoch, with their spread; the variance of theta's gradient over alpha."""
     assert evidence.measured is not None
     figure, (bound, sparse, variance) = _subplots(3, width=4.4, height=3.6)
     for number, (row, items) in enumerate(item for item in evidence.rows if not item[0].measured):
@@ -314,7 +316,8 @@ def parameterization(evidence: Evidence, watched: Sequence[Watched]) -> dict[str
         style = {"color": COLOURS[number], "linestyle": "-" if number == 0 else "--", "marker": MARKERS[number]}
         by_alpha = {float(at): value for at, value in evidence.measured[name][0]["variance"].items()}
         variance.plot(list(by_alpha), list(by_alpha.values()), label=label, markersize=4, **style)
-    bound.set(xlabel="epoch", ylabel="lower bound per example, nats")
+    bound.set(xlabel="epoch", ylabel="− lower bound per example, nats", yscale="log")
+    bound.yaxis.set_major_formatter("{x:g}")
     sparse.set(xlabel="epoch", ylabel="weights with log α ≥ 3, %")
     variance.set(xlabel="log α", ylabel="variance of the gradient by θ, first layer", yscale="log")
     for axis in (bound, sparse, variance):
@@ -324,7 +327,7 @@ def parameterization(evidence: Evidence, watched: Sequence[Watched]) -> dict[str
 
 
 def _bound(line: dict[str, Any]) -> float:
-    return -float(line["train_loss"])
+    return float(line["train_loss"])
 
 
 def _sparsity(line: dict[str, Any]) -> float:
