@@ -169,7 +169,7 @@ def _frame(above: Any, below: Any, seen: dict[str, np.ndarray], index: int) -> N
         limit = max(float(np.abs(last.astype(np.float32)).max()), 1e-6)
         axis.imshow(np.sign(values) * np.sqrt(np.abs(values)), cmap="RdBu_r", vmin=-(limit**0.5), vmax=limit**0.5)
         removed = np.ma.masked_where(values != 0.0, np.zeros_like(values))
-        axis.imshow(removed, cmap="gray", vmin=-0.75, vmax=0.25)
+        axis.imshow(removed, cmap="gray", vmin=-3.0, vmax=1.0)
         axis.set(xticks=[], yticks=[])
     kept = 100.0 * np.count_nonzero(filters) / filters.size, 100.0 * np.count_nonzero(piece) / piece.size
     above.set_title(f"epoch {seen['epochs'][index]}\nfirst convolution, {kept[0]:.0f} % left", fontsize=9)
