@@ -421,6 +421,10 @@ def test_a_table_or_measurement_that_is_not_the_declared_one_goes_elsewhere(svdo
     refused = svdo_run("render", "fast", "+seed=7", program="svdo.report.cli")
     assert refused.returncode == 2
     assert "say where it goes with results_dir=..." in refused.stderr
+    for same in (["seed=3", "results_dir=results"], ["seed=3", "results_dir=./results/"]):
+        with pytest.raises(UserError, match="seed makes another table"):
+            cli._refuse_to_mix(same)
+    cli._refuse_to_mix(["seed=3", "results_dir=elsewhere"])
     assert not (tmp_path / "results").exists()
     assert svdo_run("render", "fast", "seed=7", "results_dir=other", program="svdo.report.cli").returncode == 0
     assert (tmp_path / "other" / "tables" / "fast.md").exists()
