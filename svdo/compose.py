@@ -42,7 +42,7 @@ def check(cfg: DictConfig, overrides: Sequence[str]) -> Config:
     given = dict(item.lstrip("+~").partition("=")[::2] for item in overrides)
     for group in ("model", "method", "dataset"):
         name = given.get(f"{group}.name")
-        require(name is None, f"{group}.name={name} would mix two choices; write {group}={name}")
+        require(name is None, f"{group}.name={name} would mix two choices; write {group}={name or '...'}")
     parts = {str(key): value for key, value in cfg.items() if key != "hydra"}
     for key in parts.keys() ^ Config.__dataclass_fields__.keys():
         raise UserError(f"{key} is missing" if key not in parts else f"unknown key {key}{_suggestion(key)}")

@@ -307,7 +307,7 @@ def parameterization(evidence: Evidence, watched: Sequence[Watched]) -> dict[str
     for number, (row, items) in enumerate(item for item in evidence.rows if not item[0].measured):
         runs = [run.run.epochs() for run in items if isinstance(run, Planned) and run.record]
         style: dict[str, Any] = {"color": COLOURS[number], "linestyle": ("-", "--", ":")[number], "label": row.label}
-        for axis, quantity in ((bound, _bound), (sparse, _sparsity)) if runs else ():
+        for axis, quantity in ((bound, _minus_bound), (sparse, _sparsity)) if runs else ():
             values = np.array([[quantity(line) for line in lines] for lines in runs])
             mean, spread, epochs = values.mean(0), values.std(0, ddof=len(values) > 1), [line["epoch"] for line in runs[0]]
             axis.plot(epochs, mean, **style)
@@ -326,7 +326,7 @@ def parameterization(evidence: Evidence, watched: Sequence[Watched]) -> dict[str
     return {"png": _png(figure)}
 
 
-def _bound(line: dict[str, Any]) -> float:
+def _minus_bound(line: dict[str, Any]) -> float:
     return float(line["train_loss"])
 
 
