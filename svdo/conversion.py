@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import warnings
 from collections.abc import Iterable
 from fnmatch import fnmatchcase
 from typing import Any
@@ -14,6 +15,8 @@ from torch import nn
 from .config import UserError, check_part, require
 from .layers import NOISY, Noise, NoisyLayer, noisy_layers, warn_of_uncalled, weight_layers
 from .methods import Method, find
+
+NARROW = (torch.float16, torch.bfloat16)
 
 
 def convert(
@@ -36,13 +39,20 @@ def convert(
     Returns:
         The converted copy. Train it with ``cross_entropy(model(x), y) + kl_weight * svdo.kl(model) / n_train``, in training
         mode. Other kinds of layers stay as they are; frozen ones are converted, too (exclude them). ``state_dict`` has
-        parameters and masks, not the settings: load it into a network converted with the same ones.
+        parameters and masks, not the settings: load it into a network converted with the same ones. Noisy training passes
+        can be differentiated once, not twice nor by ``torch.func``.
 
     Raises:
-        UserError: on an unknown method, field or value; on a layer that is noisy already or in float16 (convert in float32
-            and train under autocast); where no layer matches, or none matches one of the patterns given; or on a layer whose
-            behaviour a noisy one would silently drop (exclude it): a subclass of Linear or Conv2d, a weight made by a hook.
+        UserError: on an unknown method, field or value; on a layer that is noisy already or in half precision (convert in
+            float32 and train under autocast); where no layer matches, or none matches one of the patterns given; or on a
+            layer whose behaviour a noisy one would silently drop (exclude it): a subclass of Linear or Conv2d, one with a
+            forward of its own, a weight made by a hook.
+
+    Warns:
+        Where half of a layer's weights or more start as removed, and where a layer shares its weight with another: each then
+            has its own noise and its own removal, and the KL counts the weight twice.
     """
+    require(isinstance(module, nn.Module), f"convert takes a torch.nn.Module, not a {type(module).__name__}")
     if isinstance(method, str):
         cls = find(method)
         fields = [field.name for field in dataclasses.fields(cls) if field.name != "name"]
@@ -56,8 +66,8 @@ def convert(
     check_part("method", method)
     if any(noisy_layers(module)):
         raise UserError("the module has noisy layers already; convert the plain network")
-    include, exclude = ((part,) if isinstance(part, str) else tuple(part) for part in (include, exclude))
-    converted = copy.deepcopy(module)
+    include, exclude = (_patterns(key, value) for key, value in (("include", include), ("exclude", exclude)))
+    converted = _copy(module)
     layers = _named(converted)
     require(bool(layers), "no Linear or Conv2d layer in the module")
     choices = ", ".join(names[0] for names, _ in layers)
@@ -77,6 +87,8 @@ def convert(
         else:
             layer.noise = noise.to(device=layer.weight.device, dtype=layer.weight.dtype)
             layer.noise.train(layer.training)
+    _warn_of_removed(noisy_layers(converted))
+    _warn_of_shared(converted)
     for part in converted.modules():
         if isinstance(part, nn.TransformerEncoderLayer) and any(noisy_layers(part)):
             part.activation_relu_or_gelu = 0  # torch's fast path of evaluation would read the weights past the layers
@@ -95,7 +107,7 @@ def plain(module: nn.Module) -> nn.Module:
         from it, in training mode too.
     """
     warn_of_uncalled(module)
-    result = copy.deepcopy(module)
+    result = _copy(module)
     for _, layer in list(noisy_layers(result)):
         layer.weight = nn.Parameter(layer.pruned_weight().detach().clone(), layer.weight.requires_grad)
         layer.__class__ = _plain_kind(layer)
@@ -103,6 +115,50 @@ def plain(module: nn.Module) -> nn.Module:
         for key in ("sampling", "variance_dtype", "called"):
             vars(layer).pop(key, None)
     return result
+
+
+def _copy(module: nn.Module) -> nn.Module:
+    try:
+        return copy.deepcopy(module)
+    except RuntimeError as error:
+        raise UserError(
+            f"the network cannot be copied: {str(error).splitlines()[0]}. A weight made by a hook, as by"
+            " torch.nn.utils.weight_norm, is one reason; take torch.nn.utils.parametrizations instead"
+        ) from error
+
+
+def _patterns(key: str, value: str | Iterable[str]) -> tuple[str, ...]:
+    patterns = (value,) if isinstance(value, str) else tuple(value) if isinstance(value, Iterable) else (value,)
+    require(all(isinstance(part, str) for part in patterns), f"{key}={value!r} must be a pattern or a list of patterns")
+    return patterns
+
+
+def _warn_of_removed(layers: Iterable[tuple[str, NoisyLayer]]) -> None:
+    """Where noise drowns a layer from the start, evaluation has lost it; under ``train_clip`` training may not find it again."""
+    drowned = []
+    for name, layer in layers:
+        mask = None if layer.noise.threshold is None or layer.weight.is_meta else layer.noise.mask(layer.weight)
+        if mask is not None and 2 * int(mask.sum()) <= mask.numel():
+            drowned.append(name or "the module")
+    if drowned:
+        warnings.warn(
+            f"half the weights or more are removed from the start, being small beside their noise, in: {', '.join(drowned)};"
+            " lower log_sigma2, or leave these out with exclude",
+            stacklevel=3,
+        )
+
+
+def _warn_of_shared(module: nn.Module) -> None:
+    noisy = {id(layer.weight): name for name, layer in noisy_layers(module)}
+    for name, part in module.named_modules():
+        for key, parameter in part.named_parameters(recurse=False):
+            converted = noisy.get(id(parameter))
+            if converted is not None and name != converted:
+                warnings.warn(
+                    f"{name}.{key} is also the weight of {converted}: noise and removal are each layer's own, and a KL and a"
+                    " compression count it once per layer; leave both out with exclude",
+                    stacklevel=3,
+                )
 
 
 def _named(module: nn.Module) -> list[tuple[list[str], nn.Linear | nn.Conv2d]]:
@@ -122,12 +178,17 @@ def _matches(names: Iterable[str], patterns: Iterable[str]) -> bool:
 
 def _noisy(layer: nn.Linear | nn.Conv2d, name: str) -> NoisyLayer:
     """The layer itself, made noisy in place: whatever refers to it, a list of layers for one, goes on doing so."""
-    if type(layer) not in NOISY or "weight" not in layer._parameters:
-        kind = type(layer).__name__ + ("" if "weight" in layer._parameters else " whose weight a hook makes")
-        raise UserError(f"layer {name} is a {kind}, which cannot be converted; exclude it by name")
+    where, kind = f"layer {name}" if name else "the module", type(layer).__name__
+    if "weight" not in layer._parameters:
+        kind += " whose weight a hook makes"
+    elif "forward" in vars(layer):
+        kind += " with a forward of its own"
+    if type(layer) not in NOISY or kind != type(layer).__name__:
+        raise UserError(f"{where} is a {kind}, which cannot be converted; exclude it by name")
     require(
-        layer.weight.dtype != torch.float16,
-        f"layer {name} is in float16, too narrow for the noise and its KL; convert in float32 and train under torch.autocast",
+        layer.weight.dtype not in NARROW,
+        f"{where} is in {str(layer.weight.dtype).removeprefix('torch.')}, too narrow for the noise and its KL to learn;"
+        " convert in float32 and train under torch.autocast",
     )
     layer.__class__ = NOISY[type(layer)]  # type: ignore[assignment]
     return layer  # type: ignore[return-value]

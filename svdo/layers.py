@@ -207,7 +207,7 @@ def sampling(module: nn.Module) -> Iterator[None]:
     """Inside the context, evaluation draws noise as training does, and removes weights only as training does.
 
     Sparse VD with ``train_clip`` has those beyond the threshold at 0 in training, too; without, noise is all that silences
-    them. Batch norm stays in evaluation mode.
+    them. Batch norm stays in evaluation mode. A copy of the module made inside goes on drawing.
     """
     before = [(layer, layer.sampling) for _, layer in noisy_layers(module)]
     for layer, _ in before:

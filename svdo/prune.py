@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from .config import require
 from .layers import NoisyLayer, noisy_layers, warn_of_uncalled, weight_layers
@@ -31,7 +32,7 @@ class LayerSparsity:
     @property
     def sparsity(self) -> float:
         """Percent of the layer's weights that are zero."""
-        return 100.0 * (1.0 - self.nonzero / self.weights)
+        return 100.0 * (1.0 - self.nonzero / self.weights) if self.weights else 0.0
 
 
 def masks(module: nn.Module) -> dict[str, Tensor]:
@@ -65,8 +66,12 @@ def at_threshold(module: nn.Module, threshold: float) -> Iterator[None]:
 def sparsity(module: nn.Module) -> list[LayerSparsity]:
     """Weights, surviving weights and units of every Linear and Conv2d layer, noisy or plain, in definition order.
 
-    Other weights (embeddings, recurrent layers, an attention's ``in_proj_weight``) are not counted. Warns where a noisy layer
-    has never been called while others have: what it is said to have lost, the network still uses.
+    Other weights (convolutions in one or three dimensions and transposed ones, embeddings, recurrent layers, an attention's
+    ``in_proj_weight``) are not counted. Warns where a noisy layer has never been called while others have: what it is said to
+    have lost, the network still uses.
+
+    Raises:
+        UserError: on a lazy layer that no pass has given its shape yet.
     """
     warn_of_uncalled(module)
     weights = evaluation_weights(module)
@@ -82,7 +87,12 @@ def sparsity(module: nn.Module) -> list[LayerSparsity]:
 
 @torch.no_grad()
 def evaluation_weights(module: nn.Module) -> dict[str, Tensor]:
-    """The weights that evaluation uses, 0 where removed, by the dotted name of their layer."""
+    """The weights that evaluation uses, 0 where removed, by the dotted name of their layer.
+
+    Raises ``UserError`` on a lazy layer whose weight no pass has made yet.
+    """
+    for name, layer in weight_layers(module):
+        require(not is_lazy(layer.weight), f"layer {name} has no weight yet; run a batch through the network first")
     return {
         name: (layer.pruned_weight() if isinstance(layer, NoisyLayer) else layer.weight).detach()
         for name, layer in weight_layers(module)
@@ -90,7 +100,7 @@ def evaluation_weights(module: nn.Module) -> dict[str, Tensor]:
 
 
 def compression(layers: list[LayerSparsity]) -> float:
-    """|W| / |W != 0| over the layers; infinite where nothing is left."""
+    """|W| / |W != 0| over the layers that ``sparsity`` counts; infinite where nothing is left."""
     weights, nonzero = sum(layer.weights for layer in layers), sum(layer.nonzero for layer in layers)
     return weights / nonzero if nonzero else float("inf")
 
@@ -98,6 +108,7 @@ def compression(layers: list[LayerSparsity]) -> float:
 def storage(module: nn.Module) -> float:
     """How many times smaller the kept weights can be stored than all of them in float32; infinite where nothing is left.
 
+    Of the layers that ``sparsity`` counts; what else the network stores is left out of both.
     Each layer is a list of gaps between kept weights and a list of their values. Either list takes a Huffman code with its
     table, a float32 or a 32-bit gap per entry, or, where that is shorter, 32 bits per item.
     """

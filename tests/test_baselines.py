@@ -306,3 +306,10 @@ def test_sws_settings_that_make_no_mixture_are_refused(override: str) -> None:
 def test_surgery_settings_that_make_no_sense_are_refused(override: str) -> None:
     with pytest.raises(UserError, match="method"):
         compose(["model=lenet300", "method=dns", override])
+
+
+def test_the_mixture_is_computed_in_float32_under_autocast_too() -> None:
+    model = svdo.convert(nn.Linear(30, 10), "sws")
+    with torch.autocast("cpu", torch.bfloat16):
+        inside = svdo.kl(model)
+    torch.testing.assert_close(inside, svdo.kl(model))

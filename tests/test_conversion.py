@@ -102,7 +102,7 @@ def test_the_mode_of_every_module_is_kept(training: bool) -> None:
 
 
 @pytest.mark.parametrize("name", METHODS)
-@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_the_dtype_is_kept_and_a_training_pass_runs_in_it(name: str, dtype: torch.dtype) -> None:
     model = svdo.convert(small().to(dtype), name).train()
     assert {p.dtype for p in model.parameters()} == {dtype}
@@ -293,9 +293,14 @@ def test_a_layer_that_is_read_past_is_warned_of() -> None:
         svdo.plain(model)
 
 
-def test_float16_parameters_are_refused_and_float16_autocast_learns_like_float32() -> None:
-    with pytest.raises(UserError, match=r"layer 0 is in float16.*autocast"):
-        svdo.convert(small().half(), "sparsevd")
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_parameters_are_refused(dtype: torch.dtype) -> None:
+    # From log sigma^2 = -10 the next bfloat16 is 0.06 away: steps of 1e-3 are rounded to nothing.
+    with pytest.raises(UserError, match=rf"layer 0 is in {str(dtype).removeprefix('torch.')}, .*autocast"):
+        svdo.convert(small().to(dtype), "sparsevd")
+
+
+def test_float16_autocast_learns_like_float32() -> None:
     model = svdo.convert(small().train(), "sparsevd")
     x, y = images(), torch.tensor([0, 1, 2, 0, 1])
     x[:, :, :, :2] = 0.0  # a border: outputs without variance
@@ -318,6 +323,52 @@ def test_a_weight_that_a_hook_makes_is_refused() -> None:
     with pytest.raises(UserError, match="layer 0 is a Linear whose weight a hook makes"):
         svdo.convert(net, "sparsevd")
     assert kinds(svdo.convert(net, "sparsevd", exclude=["0"])) == ["Linear", "NoisyLinear"]
+    net(torch.randn(2, 3))  # leaves a computed weight behind, which torch cannot copy
+    with pytest.raises(UserError, match=r"cannot be copied: .*take torch\.nn\.utils\.parametrizations"):
+        svdo.convert(net, "sparsevd", exclude=["0"])
+
+
+def test_a_layer_with_a_forward_of_its_own_is_refused() -> None:
+    net = nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 3))
+    net[0].forward = lambda x: F.linear(x, net[0].weight)  # type: ignore[method-assign]
+    with pytest.raises(UserError, match="layer 0 is a Linear with a forward of its own, which cannot be converted"):
+        svdo.convert(net, "sparsevd")
+    assert kinds(svdo.convert(net, "sparsevd", exclude="0")) == ["Linear", "NoisyLinear"]
+
+
+def test_what_is_no_module_or_no_pattern_is_refused_in_one_line() -> None:
+    with pytest.raises(UserError, match=r"takes a torch\.nn\.Module, not a OrderedDict"):
+        svdo.convert(small().state_dict(), "sparsevd")  # type: ignore[arg-type]
+    with pytest.raises(UserError, match=r"exclude=\[0\] must be a pattern or a list of patterns"):
+        svdo.convert(small(), "sparsevd", exclude=[0])  # type: ignore[list-item]
+    with pytest.raises(UserError, match="include=None must be"):
+        svdo.convert(small(), "sparsevd", include=None)  # type: ignore[arg-type]
+
+
+def test_a_layer_that_starts_removed_is_named_for_it_would_never_train() -> None:
+    net = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4))
+    nn.init.zeros_(net[1].weight)
+    with pytest.warns(UserWarning, match=r"removed from the start, .* in: 1; lower log_sigma2"):
+        model = svdo.convert(net, "sparsevd").train()
+    model(torch.randn(8, 4)).square().sum().backward()
+    assert not model[1].weight.grad.any()
+    assert model[0].weight.numel() == svdo.sparsity(svdo.convert(net, "sparsevd", log_sigma2=-60, exclude="1"))[0].nonzero
+
+
+def test_what_a_start_removes_is_the_documented_size() -> None:
+    layer = nn.Linear(3, 1)
+    layer.weight = nn.Parameter(torch.tensor([[0.0040, 0.0042, 1.0]]))  # around exp((-8 - 3) / 2) = 0.00409
+    assert svdo.masks(svdo.convert(layer, "sparsevd", log_sigma2=-8))[""].tolist() == [[False, True, True]]
+
+
+def test_a_weight_that_layers_share_is_named() -> None:
+    net = nn.Sequential(nn.Embedding(5, 3), nn.Linear(3, 5))
+    net[0].weight = net[1].weight
+    with pytest.warns(UserWarning, match=r"0\.weight is also the weight of 1:"):
+        svdo.convert(net, "sparsevd")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        svdo.convert(nn.Sequential(net[1], net[1]), "sparsevd")  # one layer, used twice
 
 
 def test_parameter_groups_decay_weights_alone_and_scale_the_noise() -> None:

@@ -201,8 +201,8 @@ def test_batch_norm_keeps_its_statistics_where_they_cannot_be_estimated() -> Non
     before = {name: value.clone() for name, value in model.state_dict().items()}
     with pytest.raises(UserError, match="no batches"):
         reestimate_batch_norm(model, iter([]))
-    with pytest.raises(TypeError):
-        reestimate_batch_norm(model, [(torch.randn(4, 1, 2, 2, 2), torch.zeros(4))])  # type: ignore[list-item]
+    with pytest.raises(RuntimeError, match="channels"):
+        reestimate_batch_norm(model, [torch.randn(4, 1, 2, 2, 2), torch.randn(4, 3, 2, 2, 2)])
     for name, value in model.state_dict().items():
         assert torch.equal(value, before[name]), name
     assert model[1].momentum == 0.2
@@ -222,3 +222,30 @@ def test_auroc_is_the_share_of_pairs_in_order() -> None:
 def test_entropy_is_log_k_for_a_uniform_and_0_for_a_certain_prediction() -> None:
     log_probs = torch.tensor([[0.25, 0.25, 0.25, 0.25], [1.0 - 3e-8, 1e-8, 1e-8, 1e-8]]).log()
     assert entropy(log_probs).tolist() == pytest.approx([math.log(4), 0.0], abs=1e-5)
+
+
+def test_a_batch_norm_that_no_batch_reaches_keeps_its_statistics() -> None:
+    class Domains(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.linear, self.norms = nn.Linear(4, 4), nn.ModuleList(nn.BatchNorm1d(4) for _ in range(2))
+
+        def forward(self, x: torch.Tensor, domain: int = 0) -> torch.Tensor:
+            return self.norms[domain](self.linear(x))
+
+    model = svdo.convert(Domains(), "sparsevd").train()
+    for domain in (0, 1):
+        model(torch.randn(32, 4) + 5.0, domain)
+    before = [norm.running_mean.clone() for norm in model.norms]
+    assert reestimate_batch_norm(model, [torch.randn(32, 4) - 5.0])
+    assert not torch.allclose(model.norms[0].running_mean, before[0])
+    assert torch.equal(model.norms[1].running_mean, before[1]) and model.norms[1].num_batches_tracked == 1
+
+
+def test_batch_norm_asks_for_batches_of_inputs() -> None:
+    model = svdo.convert(nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4)), "sparsevd")
+    pairs = torch.utils.data.DataLoader(torch.utils.data.TensorDataset(torch.randn(4, 4), torch.zeros(4)), batch_size=2)
+    with pytest.raises(UserError, match=r"a batch is a list; give the inputs alone: \(x for x, _ in loader\)"):
+        reestimate_batch_norm(model, pairs)
+    with pytest.raises(UserError, match="batches is one tensor; give a list of batches"):
+        reestimate_batch_norm(model, torch.randn(4, 4))  # type: ignore[arg-type]

@@ -193,3 +193,9 @@ def test_a_unit_of_a_grouped_convolution_counts_in_its_own_group() -> None:
         layer.weight[:2, 0] = 0.0  # the first input of the first group
     (found,) = svdo.sparsity(layer)
     assert (found.inputs, found.outputs, found.nonzero) == (7, 4, 126)
+
+
+def test_a_layer_without_weights_has_no_sparsity_and_one_without_a_shape_is_refused() -> None:
+    assert svdo.sparsity(nn.Linear(4, 0))[0].sparsity == 0.0
+    with pytest.raises(UserError, match="layer 0 has no weight yet; run a batch"):
+        svdo.sparsity(nn.Sequential(nn.LazyLinear(2)))

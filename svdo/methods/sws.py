@@ -62,7 +62,8 @@ class Mixture(nn.Module):
 
     def log_likelihood(self, weight: Tensor) -> Tensor:
         """sum_w log p(w), a scalar."""
-        result: Tensor = _LogLikelihood.apply(weight.flatten(), self.coefficients())
+        with torch.autocast(weight.device.type, enabled=False):  # which would multiply in half precision
+            result: Tensor = _LogLikelihood.apply(weight.flatten(), self.coefficients())
         return result
 
     def shared(self, weight: Tensor) -> Tensor:
