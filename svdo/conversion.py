@@ -134,7 +134,7 @@ def _patterns(key: str, value: str | Iterable[str]) -> tuple[str, ...]:
 
 
 def _warn_of_removed(layers: Iterable[tuple[str, NoisyLayer]]) -> None:
-    """Where noise drowns a layer from the start, evaluation has lost it; under ``train_clip`` training may not find it again."""
+    """Where noise drowns a layer from the start, evaluation has lost it; under ``train_clip`` training may not find it."""
     drowned = []
     for name, layer in layers:
         mask = None if layer.noise.threshold is None or layer.weight.is_meta else layer.noise.mask(layer.weight)
