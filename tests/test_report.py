@@ -503,7 +503,8 @@ def test_runs_whose_data_cannot_be_had_are_left_out_with_one_note(
     assert stop.value.code == 1
     assert asked == ["mnist"]
     assert capsys.readouterr().err == "svdo: all runs on mnist are left out: mnist could not be fetched: no network\n"
-    assert "| 0 of 1 |" in small("render")
+    assert "are not shown: net, dense; net, child." in small("render")
+    assert "0 of" not in (tmp_path / "results" / "tables" / "small.md").read_text()
 
 
 def test_a_figure_waits_for_every_snapshot_and_replaces_a_copy_without(small: Callable[[str], str], tmp_path: Path) -> None:

@@ -12,12 +12,13 @@ from typing import Any
 from tabulate import tabulate
 
 from ..runs import Record
-from .collect import Measured, Planned, Rows, expected_seconds, measure, verdict
+from .collect import Finding, Measured, Planned, Rows, expected_seconds, measure, verdict
 from .spec import Column, Report, Row
 
 
 def table(report: Report, collected: Rows) -> tuple[list[str], list[list[str]]]:
-    """Headers and rows of text, the same for every format; what no row has is left out."""
+    """Headers and rows of text, the same for every format; what no row has is left out, and rows without a figure."""
+    collected = [(row, items) for row, items in collected if not _empty(row, items)]
     named = ["network"] if any(row.group for row, _ in collected) else []
     quoted = {column.key for column in report.columns if any(column.key in row.published for row, _ in collected)}
     headers = [*named, "method"]
@@ -78,6 +79,9 @@ def markdown(report: Report, collected: Rows) -> str:
         records = [record for _, items in collected for run in items if isinstance(run, Planned) and (record := run.record)]
         times = [minutes(expected_seconds(run.config, records)) for run in left]
         lines = [f"{run.command}   # {time}" for run, time in zip(left, times, strict=True)]
+        empty = [_label(row) for row, items in collected if _empty(row, items)]
+        if empty:
+            parts.append(f"Rows that have no figure yet, published or measured, are not shown: {'; '.join(empty)}.")
         parts.append("Still to be trained (`svdo-report plan` names what these start from, too):")
         parts.append("\n".join(["```bash", *lines, "```"]))
     return "\n\n".join(parts) + "\n"
@@ -144,6 +148,10 @@ def _published(value: Any, column: Column) -> str:
     if isinstance(value, list):
         return " - ".join(str(item) for item in value)
     return str(value) if isinstance(value, int) else f"{value:{column.format}}"  # 68 was published as 68, whatever ours shows
+
+
+def _empty(row: Row, items: Sequence[Planned | Finding]) -> bool:
+    return not row.published and not any(item.record for item in items)
 
 
 def _label(row: Row) -> str:
