@@ -20,6 +20,7 @@ MARKERS = "osD^vP*X<>hd"
 GREY = "#777777"
 SHADES = [*COLOURS[:3], "#882255", *COLOURS[4:7], COLOURS[3]]  # eight that are far from GREY, and neighbours from each other
 DPI = 110
+APART = 1.12  # dense networks, all at a compression of 1, are drawn beside each other by this factor
 ERROR, COMPRESSION = Column("test.error", "error %"), Column("compression", "compression")
 
 
@@ -53,6 +54,7 @@ def tradeoff(evidence: Evidence, watched: Sequence[Watched]) -> dict[str, bytes]
     groups = list(dict.fromkeys(row.group for row, _ in evidence.rows))
     removing = dict.fromkeys(row.label for row, items in evidence.rows if METHODS.get(_name(items), Method).sparsifies)
     colours = dict(zip(removing, itertools.cycle(SHADES), strict=False))
+    dense_labels = [label for label in labels if label not in removing]
     figure, axes = _subplots(len(groups), width=5.2, height=5.0)
     for axis, group in zip(axes, groups, strict=True):
         published: set[tuple[Any, Any]] = set()
@@ -62,11 +64,11 @@ def tradeoff(evidence: Evidence, watched: Sequence[Watched]) -> dict[str, bytes]
             colour = colours.get(row.label, GREY)
             style: dict[str, Any] = {"color": colour, "marker": MARKERS[labels.index(row.label) % len(MARKERS)]}
             error, ratio = measure(planned, ERROR), measure(planned, COMPRESSION)
+            aside = 1.0 if row.label in removing else APART ** dense_labels.index(row.label)
             if error and ratio:
-                axis.errorbar(
-                    ratio.means[0], error.means[0], _spread(error), _spread(ratio), label=row.label, linestyle="none", **style
-                )
-            dense = None if row.label in removing else 1.0
+                at = aside * ratio.means[0], error.means[0]
+                axis.errorbar(*at, _spread(error), _spread(ratio), label=row.label, linestyle="none", **style)
+            dense = None if row.label in removing else aside
             point = row.published.get("compression", dense), row.published.get("test.error")
             if None not in point and point not in published:
                 published.add(point)
@@ -128,7 +130,7 @@ def log_alpha(evidence: Evidence, watched: Sequence[Watched]) -> dict[str, bytes
             yscale="log",
         )
         axis.yaxis.set_major_formatter("{x:g}")
-        axis.legend(fontsize=7, framealpha=1.0, edgecolor="none")
+        axis.legend(fontsize=7, frameon=False, loc="upper center", bbox_to_anchor=(0.5, -0.17), ncols=5)
     return {"png": _png(figure)}
 
 
@@ -206,26 +208,32 @@ def width(evidence: Evidence, watched: Sequence[Watched]) -> dict[str, bytes]:
 
 
 def depth(evidence: Evidence, watched: Sequence[Watched]) -> dict[str, bytes]:
-    """Of each network that lost weights, the sparsity of every layer and how many of its units are left, from first to last."""
-    shown = []
-    for row, items in evidence.rows:
-        sparse, units = measure(items, Column("layers.sparsity")), measure(items, Column("layers.outputs"))
-        if sparse and units and any(sparse.means):
-            names = next([layer["name"] for layer in record["layers"]] for item in items if (record := item.record))
-            shown.append((f"{row.label}, {row.group}", names, sparse.means, units.means))
+    """Of each network that lost weights, the sparsity of every layer and, beside a dense one, the share of its units left."""
+    dense = {row.group: np.array(units.means) for row, items in evidence.rows if (units := _dense(items))}
+    shown = [(row, items, found) for row, items in evidence.rows if (found := measure(items, Column("layers.sparsity")))]
+    shown = [(row, items, found) for row, items, found in shown if any(found.means)]
     if not shown:
         return {}
     figure, (left, right) = _subplots(2, width=5.6, height=3.8)
-    for number, (label, names, sparse_means, unit_means) in enumerate(shown):
-        left.plot(names, sparse_means, label=label, markersize=4, **_style(number))
-        right.plot(names, unit_means, label=label, markersize=4, **_style(number))
-    left.set(ylabel="weights removed, %", ylim=(0, 101))
-    right.set(ylabel="units with a weight left", ylim=(0, None))
-    for axis in (left, right):
+    for number, (row, items, sparse) in enumerate(shown):
+        names = next([layer["name"] for layer in record["layers"]] for item in items if (record := item.record))
+        units = measure(items, Column("layers.outputs"))
+        style = {"label": f"{row.label}, {row.group}", "markersize": 4, **_style(number)}
+        left.plot(names, sparse.means, **style)
+        if units and row.group in dense:
+            right.plot(names, 100.0 * np.array(units.means) / dense[row.group], **style)
+    for axis, what in ((left, "weights removed, %"), (right, "units with a weight left, %")):
+        axis.set(ylabel=what, ylim=(0, 103))
         axis.tick_params(axis="x", labelrotation=60)
         axis.grid(alpha=0.3)
         axis.legend(fontsize=7, frameon=False)
     return {"png": _png(figure)}
+
+
+def _dense(items: Sequence[Any]) -> Measured | None:
+    """The units per layer of a row that has all its weights."""
+    sparse = measure(items, Column("layers.sparsity"))
+    return None if sparse is None or any(sparse.means) else measure(items, Column("layers.outputs"))
 
 
 def regularisers(evidence: Evidence, watched: Sequence[Watched]) -> dict[str, bytes]:
@@ -237,7 +245,7 @@ def regularisers(evidence: Evidence, watched: Sequence[Watched]) -> dict[str, by
         if any(isinstance(item, Planned) and item.config.method.name.startswith("vd_") for item in items)
     }
     quoted = any(published is not None for points in errors.values() for _, published, _ in points)
-    figure, axes = _subplots(2 + quoted, width=4.4, height=3.8)
+    figure, axes = _subplots(2 + quoted, width=3.4, height=3.6)
     *above, below = axes
     for number, label in enumerate(errors):
         style: dict[str, Any] = {**_style(number), "markersize": 4}
@@ -252,22 +260,22 @@ def regularisers(evidence: Evidence, watched: Sequence[Watched]) -> dict[str, by
         if found and label in learned:
             at, first, hidden = zip(*found, strict=True)
             below.plot(at, hidden, **style)
-            below.plot(at, first, ":", **style)
-    below.plot([], [], color=GREY, label="right: later layers")
-    below.plot([], [], ":", color=GREY, label="right: first layer")
+            below.plot(at, first, ":", markerfacecolor="none", **style)
+    below.plot([], [], "o-", color=GREY, markersize=4, label="rates: mean of later layers")
+    below.plot([], [], "o:", color=GREY, markersize=4, markerfacecolor="none", label="rates: first layer")
     key = _swept_key(evidence.rows)
     for axis, title in zip(above, (["as published"] if quoted else []) + ["measured"], strict=True):
         axis.set(title=title, xlabel=key, ylabel="test error, %", yscale="log")
         axis.yaxis.set_major_formatter("{x:g}")
         axis.yaxis.set_minor_formatter("{x:g}")
     limits = [limit for axis in above for limit in axis.get_ylim()]
-    declared = [x for points in errors.values() for x, _, _ in points]
-    margin = 0.05 * (max(declared) - min(declared)) or 0.5
+    shown = [x for points in errors.values() for x, published, cell in points if published is not None or cell]
+    margin = 0.05 * (max(shown) - min(shown)) or 0.5
     for axis in above:
         axis.set_ylim(min(limits), max(limits))
     below.set(title="learned dropout rates", xlabel=key, ylabel="mean of p = α / (1 + α)", ylim=(0, None))
     for axis in axes:
-        axis.set_xlim(min(declared) - margin, max(declared) + margin)
+        axis.set_xlim(min(shown) - margin, max(shown) + margin)
         axis.grid(alpha=0.3)
     _legend_below(figure, axes)
     return {"png": _png(figure)}
@@ -303,7 +311,7 @@ def _swept_key(rows: Rows) -> str:
 def parameterization(evidence: Evidence, watched: Sequence[Watched]) -> dict[str, bytes]:
     """Minus the lower bound and sparsity after every epoch, with their spread; the variance of theta's gradient over alpha."""
     assert evidence.measured is not None
-    figure, (bound, sparse, variance) = _subplots(3, width=4.4, height=3.6)
+    figure, (bound, sparse, variance) = _subplots(3, width=3.5, height=3.4)
     for number, (row, items) in enumerate(item for item in evidence.rows if not item[0].measured):
         runs = [run.run.epochs() for run in items if isinstance(run, Planned) and run.record]
         style: dict[str, Any] = {"color": COLOURS[number], "linestyle": ("-", "--", ":")[number], "label": row.label}
@@ -346,9 +354,9 @@ def kl(evidence: Evidence, watched: Sequence[Watched]) -> dict[str, bytes]:
     for number, (name, label) in enumerate(names.items()):
         style = {"color": COLOURS[number], "linestyle": ("-", "--", ":")[number], "label": label}
         left.plot(at, -curves[name], **style)
-        right.plot(at, curves[name] - exact, **style)
+        right.plot(at, exact - curves[name], **style)
     left.set(xlabel="log α", ylabel="−KL, nats")
-    right.set(xlabel="log α", ylabel="approximation − exact KL, nats", ylim=(-0.05, 0.05))
+    right.set(xlabel="log α", ylabel="approximation − exact, of −KL, nats", ylim=(-0.05, 0.05))
     left.legend(fontsize=8, frameon=False)
     right.grid(alpha=0.3)
     return {"png": _png(figure)}
