@@ -7,6 +7,7 @@ import json
 import os
 import sys
 import tempfile
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -38,9 +39,11 @@ def main() -> None:
 
 @contextlib.contextmanager
 def exit_status() -> Iterator[None]:
-    """Turn what a user can mend into one line and status 2, and a stop into its message and the signal's status."""
+    """Turn what a user can mend into one line and status 2, a stop into its message and the signal's status; warnings, too."""
     try:
-        yield
+        with warnings.catch_warnings():
+            warnings.showwarning = lambda message, *_, **__: print(f"svdo: warning: {message}", file=sys.stderr, flush=True)
+            yield
     except UserError as error:
         _fail(str(error), 2)
     except (HydraException, OmegaConfBaseException) as error:

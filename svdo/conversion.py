@@ -49,7 +49,7 @@ def convert(
             forward of its own, a weight made by a hook.
 
     Warns:
-        Where half of a layer's weights or more start as removed, and where a layer shares its weight with another: each then
+        Where most of a layer's weights start as removed, and where a layer shares its weight with another: each then
             has its own noise and its own removal, and the KL counts the weight twice.
     """
     require(isinstance(module, nn.Module), f"convert takes a torch.nn.Module, not a {type(module).__name__}")
@@ -138,11 +138,11 @@ def _warn_of_removed(layers: Iterable[tuple[str, NoisyLayer]]) -> None:
     drowned = []
     for name, layer in layers:
         mask = None if layer.noise.threshold is None or layer.weight.is_meta else layer.noise.mask(layer.weight)
-        if mask is not None and 2 * int(mask.sum()) <= mask.numel():
+        if mask is not None and 2 * int(mask.sum()) < mask.numel():
             drowned.append(name or "the module")
     if drowned:
         warnings.warn(
-            f"half the weights or more are removed from the start, being small beside their noise, in: {', '.join(drowned)};"
+            f"most weights are removed from the start, being small beside their noise, in: {', '.join(drowned)};"
             " lower log_sigma2, or leave these out with exclude",
             stacklevel=3,
         )

@@ -159,6 +159,13 @@ def test_no_epochs_means_the_untrained_network(svdo_run: Command, tmp_path: Path
     assert record["test"]["error"] > 50
 
 
+def test_a_start_that_removes_everything_is_warned_of_in_one_line(svdo_run: Command) -> None:
+    done = svdo_run("model=lenet300", "method.log_sigma2=3", "train.epochs=0", "dataset.subset=100", "dataset.test_subset=100")
+    assert done.returncode == 0
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("svdo: warning: most weights are removed from the start") and "fc1, fc2, fc3" in line
+
+
 def test_a_run_says_beforehand_what_it_minimises(svdo_run: Command) -> None:
     for method, has_kl in (("none", False), ("vd_b", True)):
         said = svdo_run(*QUICK, "train.epochs=0", f"method={method}", "train.weight_decay=1e-4").stdout
