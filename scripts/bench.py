@@ -146,7 +146,7 @@ def feed() -> dict[str, float]:
     from torchvision.transforms import functional
 
     config = compose(["model=lenet300"])
-    images = load("mnist", Path(config.data_dir).expanduser())
+    images = load("mnist", Path(config.data_dir))
     data = prepare(config.dataset, images, torch.device("cpu"))
     transform = transforms.Normalize((0.1307,), (0.3081,))
 

@@ -92,8 +92,7 @@ def _job(cfg: DictConfig) -> None:
     outcome: dict[str, Any] = {
         "num": job.job.num,
         "label": job.job.override_dirname,
-        "overrides": dict(item.lstrip("+~").partition("=")[::2] for item in job.overrides.task),
-        "results_dir": str(cfg.get("results_dir")),
+        "overrides": compose.given(job.overrides.task),
         "id": None,
         "exit": 0,
         "message": "",
@@ -101,7 +100,7 @@ def _job(cfg: DictConfig) -> None:
     config: Config | None = None
     try:
         config = compose.check(cfg, job.overrides.task)
-        outcome["id"] = config.id
+        outcome |= {"id": config.id, "results_dir": config.results_dir}
         outcome["status"], _ = train.execute(config)
     except Exception as error:
         mistaken = isinstance(error, UserError | OSError | OmegaConfBaseException)

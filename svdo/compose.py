@@ -33,15 +33,20 @@ for _name, _cls in methods.METHODS.items():
     ConfigStore.instance().store(group="method", name=_name, node=_node, provider="svdo")
 
 
+def given(overrides: Sequence[str]) -> dict[str, str]:
+    """What overrides say, by key."""
+    return dict(item.lstrip("+~").partition("=")[::2] for item in overrides)
+
+
 def check(cfg: DictConfig, overrides: Sequence[str]) -> Config:
     """What Hydra composed of ``overrides``, as a ``Config``; it lets ``+key=1`` past its own check, so keys are checked again.
 
     Raises:
         UserError: on a key that does not exist, a value of the wrong type, or one that makes no sense.
     """
-    given = dict(item.lstrip("+~").partition("=")[::2] for item in overrides)
+    values = given(overrides)
     for group in ("model", "method", "dataset"):
-        name = given.get(f"{group}.name")
+        name = values.get(f"{group}.name")
         require(name is None, f"{group}.name={name} would mix two choices; write {group}={name or '...'}")
     parts = {str(key): value for key, value in cfg.items() if key != "hydra"}
     for key in parts.keys() ^ Config.__dataclass_fields__.keys():
@@ -58,7 +63,7 @@ def check(cfg: DictConfig, overrides: Sequence[str]) -> Config:
     for key, kind in (("seed", int), ("pretrained", str), ("results_dir", str), ("data_dir", str)):
         value = parts[key]
         if kind is str and type(value) in (int, float):  # a folder may be called 2017, or 2024_06_01
-            value = given.get(key, value)
+            value = values.get(key, value)
         if type(value) is not kind:
             raise UserError(f"{key}={value} is not of type {kind.__name__}")
         setattr(config, key, value)

@@ -42,6 +42,8 @@ def _none(layer: NoisyLayer, x: Tensor) -> Tensor:
 
 
 def _posterior(layer: NoisyLayer) -> tuple[Tensor, Tensor]:
+    with torch.no_grad():
+        layer.noise.project()
     mean, variance = layer.noise.posterior(layer.weight)
     return mean, torch.zeros_like(mean) if variance is None else variance.sqrt()
 

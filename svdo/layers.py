@@ -54,8 +54,9 @@ class Noise(nn.Module):
         return None
 
     def mask(self, weight: Tensor) -> Tensor | None:
-        """Boolean, of ``weight``'s shape: the weights that evaluation keeps; None keeps them all."""
-        return None
+        """Boolean, of ``weight``'s shape: the weights that evaluation keeps, log alpha < ``threshold``; None keeps them all."""
+        log_alpha = None if self.threshold is None else self.log_alpha(weight)
+        return None if log_alpha is None or self.threshold is None else log_alpha < self.threshold
 
     def project(self) -> None:
         """Bring parameters back into their domain; called before each noisy pass, without gradient."""

@@ -40,6 +40,11 @@ def device(runtime: RuntimeConfig) -> torch.device:
     return chosen
 
 
+def device_type(runtime: RuntimeConfig) -> str:
+    """cpu or cuda, without taking a GPU for this process; raises ``UserError`` as ``device`` does."""
+    return ("cuda" if torch.cuda.is_available() else "cpu") if runtime.device == "auto" else device(runtime).type
+
+
 def precision(runtime: RuntimeConfig, device: torch.device) -> str:
     """``runtime.precision``, auto being bf16 where ``device`` has instructions for it, and fp32 where that is faster by far."""
     return ("bf16" if has_bf16(device) else "fp32") if runtime.precision == "auto" else runtime.precision

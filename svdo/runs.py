@@ -148,13 +148,17 @@ def _holder(lock: IO[str]) -> str:
     return lock.read().strip() or "?"
 
 
+def copies(results_dir: str | Path, id: str) -> Iterator[Run]:
+    """The run in its own place, and where it is trained again for what is not kept with its record."""
+    yield from (Run(store, id) for store in (results_dir, Path(results_dir) / REBUILT))
+
+
 def with_weights(results_dir: str | Path, id: str) -> Run | None:
     """The run where its weights are at hand: in its folder, or trained again in ``<results_dir>/rebuilt``; else None.
 
     Records are kept with the project and weights are not, so a run can be done without them.
     """
-    runs = (Run(store, id) for store in (results_dir, Path(results_dir) / REBUILT))
-    return next((run for run in runs if run.weights.exists() and run.result() is not None), None)
+    return next((run for run in copies(results_dir, id) if run.weights.exists() and run.result() is not None), None)
 
 
 def finished(results_dir: str | Path) -> Iterator[Record]:

@@ -137,9 +137,12 @@ class Training:
         machine.keep_freed_memory()
         machine.compute_exactly()
         torch.set_flush_denormal(True)  # removed weights shrink to denormals, which CPUs multiply many times slower
-        images = load(config.dataset.name, Path(config.data_dir).expanduser(), config.runtime.progress)
+        images = load(config.dataset.name, Path(config.data_dir), config.runtime.progress)
         self.data = prepare(config.dataset, images, self.device)
         network = _network(config, self.data, started=run.checkpoint.exists())
+        if config.runtime.precision == "bf16_variance":
+            for _, layer in noisy_layers(network):
+                layer.variance_dtype = torch.bfloat16
         self.model = network.to(device=self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.forward: Callable[[Tensor], Tensor] = self.model
         self.divergence: Callable[[nn.Module], Tensor] = kl
@@ -353,9 +356,9 @@ class Training:
             torch.manual_seed(config.seed)
             others["test_sampled"] = {"samples": SAMPLES, **evaluate(model, data.test, samples=SAMPLES)}
         assert isinstance(config.method, Method)
-        if config.method.sparsifies and self.averaged is None:  # an average has statistics of its own already
+        if config.method.sparsifies:
             before = evaluate(model, data.test)
-            if reestimate_batch_norm(model, self._augmented()):
+            if reestimate_batch_norm(model, self._augmented()) and self.averaged is None:  # an average never had training's
                 others["test_running_statistics"] = before
         if lines := self.run.epochs():
             others["objective"] = lines[(self.progress.best_epoch or len(lines)) - 1]["train_loss"]
@@ -393,7 +396,7 @@ class Training:
 
 def trained(config: Config, run: Run) -> tuple[nn.Module, Data]:
     """The network of a finished run whose weights are at hand, and its data, on the CPU."""
-    data = prepare(config.dataset, load(config.dataset.name, Path(config.data_dir).expanduser()), torch.device("cpu"))
+    data = prepare(config.dataset, load(config.dataset.name, Path(config.data_dir)), torch.device("cpu"))
     model = _network(config, data, started=True)
     model.load_state_dict(checkpoint.load(run.weights))
     return model.to(memory_format=torch.channels_last), data
@@ -406,11 +409,7 @@ def _network(config: Config, data: Data, started: bool = False) -> nn.Module:
     network = build(config.model, data.shape, data.classes, config.seed)
     if config.pretrained and not started:
         _start_from(network, config)
-    model = convert(network, config.method)
-    if config.runtime.precision == "bf16_variance":
-        for _, layer in noisy_layers(model):
-            layer.variance_dtype = torch.bfloat16
-    return model
+    return convert(network, config.method)
 
 
 def _start_from(network: nn.Module, config: Config) -> None:
@@ -431,9 +430,9 @@ def _start_from(network: nn.Module, config: Config) -> None:
     except (KeyError, TypeError):
         raise UserError(f"pretrained={config.pretrained}: its record is of another version of svdo; train it anew") from None
     try:
-        network.load_state_dict({key: value for key, value in weights.items() if "noise." not in key})
         twin = convert(network, parent_method)
         twin.load_state_dict(weights)
+        network.load_state_dict({key: value for key, value in weights.items() if "noise." not in key})
         with torch.no_grad():  # what the parent's record evaluates: its removed weights start at 0
             for name, weight in evaluation_weights(twin).items():
                 network.get_submodule(name).weight.copy_(weight)  # type: ignore[operator]

@@ -44,6 +44,17 @@ def test_every_estimator_gives_one_example_the_same_mean_and_variance(estimator:
         torch.testing.assert_close(model(x), x @ mean.T + layer.bias)
 
 
+@pytest.mark.parametrize("estimator", ["local", "separate", "single"])
+def test_an_alpha_above_1_counts_as_1_in_every_estimator(estimator: str) -> None:
+    model, x = model_of(6, 4), torch.randn(1, 6)
+    with torch.no_grad():
+        model[0].noise.raw_log_alpha.fill_(4.0)
+    with drawn(model, estimator):
+        draws = torch.cat([model(x) for _ in range(20000)])
+    bounded = (x.square() @ model[0].weight.square().T)[0]
+    torch.testing.assert_close(draws.var(0), bounded, rtol=0.06, atol=0)
+
+
 def test_examples_share_a_single_draw_and_no_other() -> None:
     model, x = model_of(6, 4), torch.randn(1, 6).expand(500, -1)
     for estimator, shared in (("single", True), ("separate", False), ("local", False)):

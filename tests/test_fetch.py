@@ -414,3 +414,14 @@ def test_real_fetch(tmp_path, name):
     assert np.bincount(images.train_labels).tolist() == [counts[name]] * 10
     assert np.bincount(images.test_labels).tolist() == [1000] * 10
     assert (tmp_path / f"{name}.npz").exists()
+
+
+def test_the_script_fetches_and_says_what_came(tmp_path):
+    script = Path(__file__).parents[1] / "scripts" / "fetch_data.py"
+    done = subprocess.run(
+        [sys.executable, script, "mnist", "--data-dir", tmp_path], capture_output=True, text=True, timeout=60, check=True
+    )
+    first, *arrays = done.stdout.splitlines()
+    assert first == "mnist: 10 classes, bundled with svdo"
+    assert [line.split(":")[0].strip() for line in arrays] == list(FIELDS)
+    assert "(60000, 28, 28" in arrays[0]

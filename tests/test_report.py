@@ -4,6 +4,7 @@ import contextlib
 import fcntl
 import itertools
 import json
+import math
 import os
 import re
 import shlex
@@ -23,6 +24,7 @@ from svdo import estimators, train
 from svdo.compose import compose
 from svdo.config import Config, RuntimeConfig, UserError
 from svdo.fetch import Images, UnavailableError
+from svdo.layers import noisy_layers
 from svdo.report import cli, collect, figures, index, measures, render, spec, watch
 from svdo.report.spec import Column, Figure, Row
 from svdo.runs import Run, finished
@@ -223,6 +225,9 @@ def test_a_figure_is_judged_at_the_digits_that_are_shown() -> None:
     column = Column("test.error", "error", format=".2f", better="lower")
     assert collect.verdict(collect.Measured((1.924,), (0.0,), 1), column, 1.92) == "reached"
     assert collect.verdict(collect.Measured((1.926,), (0.0,), 1), column, 1.92) == "short"
+    ratio = Column("compression", "compression", better="higher")
+    for empty in (math.inf, math.nan):  # no weights left, in all or in some runs
+        assert collect.verdict(collect.Measured((empty,), (0.0,), 1), ratio, 68) == "short"
 
 
 def test_a_width_that_was_never_trained_is_timed_by_its_weights(tmp_path: Path) -> None:
@@ -543,12 +548,14 @@ def test_a_measurement_of_networks_trains_them_first(
     cli._run(evidence, False)
     kept = collect.gather(report)
     assert cli._missing(kept) == []
+    network, _ = measures.train.trained(evidence.needs["early"][0].config, evidence.needs["early"][0].run)
+    assert all(layer.variance_dtype is None for _, layer in noisy_layers(network))  # what it was trained in stays behind
     cells = {row.label: collect.measure(items, columns[0]) for row, items in kept.rows}
     assert all(cell is not None and cell.n == 2 for cell in cells.values())
     assert cells["none"].means < cells["local"].means < cells["single"].means  # type: ignore[union-attr]
     cli._run(kept, False)
     assert capsys.readouterr().out.endswith("noise: everything is done\n")
-    made = collect.measurement(report, kept.results_dir)
+    made = collect.measurement_file(report, kept.results_dir)
     assert json.loads(made.read_text())["provenance"]["precision"] == "fp32"  # the networks' is another
     before = made.stat().st_mtime_ns
     capsys.readouterr()
@@ -685,6 +692,8 @@ def test_a_claim_is_judged_group_by_group(report: spec.Report, tmp_path: Path) -
     evidence = replace(evidence, rows=[(once[0][0], [collect.Finding({"test": {"error": 1.8}})])])
     assert judged(single, 1.9, "LeNet-300-100")[0] == "holds"
     assert judged(single, 1.8, "LeNet-300-100") == ("undecided", "1.92", "1.80 %")  # equal: a tie, even without spread
+    evidence = replace(evidence, rows=[(once[0][0], [collect.Finding({"compression": None})])])
+    assert judged(68, alone, "LeNet-300-100") == ("**does not hold**", "68", "no weights left")
     assert index._word([True, False, None]) == "holds in 1 of 3, 1 undecided"
     assert index._word([False, False, None]) == "**does not hold** in 2 of 3, 1 undecided"
 

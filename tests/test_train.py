@@ -3,6 +3,7 @@
 import re
 import signal
 import subprocess
+import warnings
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -13,12 +14,12 @@ import torch
 from conftest import SMALL
 
 import svdo
-from svdo import machine, train
+from svdo import checkpoint, machine, train
 from svdo.compose import compose
 from svdo.config import RuntimeConfig, TrainConfig, UserError
 from svdo.evaluate import evaluate, reestimate_batch_norm
 from svdo.fetch import Images
-from svdo.layers import Noise
+from svdo.layers import Noise, noisy_layers
 from svdo.models import VGG, build
 from svdo.runs import REBUILT, Run
 
@@ -178,6 +179,15 @@ def test_what_a_parent_had_removed_starts_at_zero(tmp_path: Path) -> None:
     assert child["nonzero"] == parent["nonzero"]
 
 
+def test_a_sparse_parent_is_read_without_a_warning_that_is_not_the_users(tmp_path: Path) -> None:
+    _, parent = execute(tmp_path, "method=sparsevd", "train.epochs=1")
+    path = Run(tmp_path, parent["id"]).weights  # small weights, as long training makes: at its start the noise would drown them
+    checkpoint.save(path, {key: value * 1e-3 for key, value in checkpoint.load(path).items()})
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        execute(tmp_path, f"pretrained={parent['id']}", "method=none", "train.epochs=0")
+
+
 def test_a_validation_split_is_what_epochs_are_judged_on(tmp_path: Path) -> None:
     _, record = execute(tmp_path, "dataset.validation=500")
     assert set(record["validation"]) == set(record["test"])
@@ -276,6 +286,8 @@ def test_lower_precision_gives_convolutions_about_the_same_gradients(precision: 
     for setting in ("fp32", precision):
         config.runtime.precision = setting
         model = train._network(config, data)  # type: ignore[arg-type]
+        for _, layer in noisy_layers(model):
+            layer.variance_dtype = torch.bfloat16 if setting == "bf16_variance" else None
         torch.manual_seed(0)
         with torch.autocast("cpu", torch.bfloat16, enabled=setting == "bf16"):
             logits = model(x)
@@ -321,8 +333,14 @@ def test_a_network_with_batch_norm_is_tested_with_its_own_statistics_and_says_wh
     config = compose([*SMALL_VGG, "train.batch_size=50", f"results_dir={tmp_path}"])
     _, record = train.execute(config)
     assert record["test_running_statistics"] != record["test"]
-    averaged = compose([*SMALL_VGG, "train.batch_size=50", "train.averaging=0.5", f"results_dir={tmp_path}"])
-    assert "test_running_statistics" not in train.execute(averaged)[1]
+    averaged_overrides = [*SMALL_VGG, "train.batch_size=50", "train.averaging=0.5", f"results_dir={tmp_path}"]
+    assert "test_running_statistics" not in train.execute(compose(averaged_overrides))[1]
+    shared = compose([*averaged_overrides, "method=sws", "train.epochs=1"])  # changes the weights after the last epoch
+    train.execute(shared)
+    model, data = train.trained(shared, Run(tmp_path, shared.id))
+    before = model.get_buffer("bn1.running_mean").clone()
+    reestimate_batch_norm(model, (x for x, _ in data.train.batches(200, shared.seed, shared.train.epochs)))
+    torch.testing.assert_close(model.get_buffer("bn1.running_mean"), before, rtol=1e-4, atol=1e-6)
     model, data = train.trained(config, Run(tmp_path, config.id))
     assert evaluate(model, data.test) == pytest.approx(record["test"], rel=1e-4)
     kept = model.get_buffer("bn1.running_mean").clone()

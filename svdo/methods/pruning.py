@@ -30,7 +30,7 @@ class Magnitude(Noise):
         self.kept: Tensor
         self.spread: Tensor
         self.register_buffer("kept", torch.ones_like(layer.weight, dtype=torch.bool))
-        self.register_buffer("spread", layer.weight.detach().std(correction=0))
+        self.register_buffer("spread", layer.weight.new_zeros(()))
 
     def posterior(self, weight: Tensor) -> tuple[Tensor, None]:
         """The surviving weights; nothing is random."""

@@ -58,10 +58,6 @@ class AdditiveNoise(Noise):
         """log sigma^2 - log theta^2, of ``weight``'s shape."""
         return log_alpha(weight, self.log_sigma2)
 
-    def mask(self, weight: Tensor) -> Tensor:
-        """log alpha < threshold."""
-        return self.log_alpha(weight) < self.threshold
-
 
 class MultiplicativeNoise(Noise):
     """w = theta (1 + sqrt(alpha) eps), with log alpha learned per weight: the original parameterization, for comparison.
@@ -89,10 +85,6 @@ class MultiplicativeNoise(Noise):
     def log_alpha(self, weight: Tensor) -> Tensor:
         """log alpha, of ``weight``'s shape."""
         return self.raw_log_alpha
-
-    def mask(self, weight: Tensor) -> Tensor:
-        """log alpha < threshold."""
-        return self.raw_log_alpha < self.threshold
 
 
 @method

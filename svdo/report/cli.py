@@ -11,7 +11,7 @@ from typing import Any, NoReturn
 from .. import console, machine, train
 from ..checkpoint import write_atomically
 from ..cli import exit_status
-from ..compose import compose
+from ..compose import compose, given
 from ..config import Config, UserError
 from ..fetch import UnavailableError
 from ..runs import REBUILT, finished
@@ -71,8 +71,7 @@ def main() -> None:
 
 def _refuse_to_mix(overrides: list[str]) -> None:
     """A table or measurement changed by overrides must not take the place of the declared one."""
-    keys = [item.lstrip("+~").partition("=")[0] for item in overrides]
-    changing = [key for key in keys if key not in ("results_dir", "data_dir") and not key.startswith("runtime.")]
+    changing = [key for key in given(overrides) if key not in ("results_dir", "data_dir") and not key.startswith("runtime.")]
     where = compose([item for item in overrides if item.startswith("results_dir=")]).results_dir
     if changing and Path(where).expanduser().resolve() == Path(Config.results_dir).resolve():
         raise UserError(f"{changing[0]} makes another table than the declared one; say where it goes with results_dir=...")
@@ -109,7 +108,7 @@ def _plan(evidence: Evidence, brief: bool) -> bool:
     """The commands and the sum of their times; ``brief`` is the sum alone."""
     missing, name = _missing(evidence), evidence.report.name
     records = list(finished(evidence.results_dir))
-    times = [collect.expected_seconds(run.config, records, machine.device(run.config.runtime).type) for run in missing]
+    times = [collect.expected_seconds(run.config, records, machine.device_type(run.config.runtime)) for run in missing]
     if not brief:
         for run, seconds in zip(missing, times, strict=True):
             print(f"{run.command}   # {render.minutes(seconds)}")
@@ -145,8 +144,7 @@ def _run(evidence: Evidence, brief: bool) -> bool:
         lacking = watch.source(run) is None if run.config.runtime.snapshots else not run.run.weights.exists()
         if _is_rebuilt(run) and run.record is not None and lacking:  # done, but what it was trained again for is not there
             run.run.record.unlink(missing_ok=True)
-        overrides = dict(item.partition("=")[::2] for item in run.overrides)
-        outcome: dict[str, Any] = {"overrides": overrides, "id": run.config.id, "label": run.command, "message": ""}
+        outcome: dict[str, Any] = {"overrides": given(run.overrides), "id": run.config.id, "label": run.command, "message": ""}
         try:
             outcome["status"], _ = train.execute(run.config)
         except UnavailableError as error:

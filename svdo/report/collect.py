@@ -125,14 +125,14 @@ def network_ids(needs: dict[str, list[Planned]]) -> dict[str, list[str]]:
     return {name: [run.config.id for run in planned] for name, planned in needs.items()}
 
 
-def measurement(report: Report, results_dir: Path) -> Path:
+def measurement_file(report: Report, results_dir: Path) -> Path:
     """Where the report's measurement is kept."""
     return results_dir / "measured" / f"{report.name}.json"
 
 
 def kept_measurement(report: Report, results_dir: Path, needs: dict[str, list[Planned]]) -> Record | None:
     """The report's measurement; None where there is none, or it looked at other networks than are declared now."""
-    path = measurement(report, results_dir)
+    path = measurement_file(report, results_dir)
     try:
         found: Record | None = json.loads(path.read_text("utf-8")) if report.measure and path.exists() else None
     except (OSError, ValueError) as error:
@@ -197,12 +197,13 @@ def without_weights(run: Planned) -> Planned | None:
 
 def measure(planned: Sequence[Planned | Finding], column: Column) -> Measured | None:
     """The column's quantity over the runs that are done and have it; None where none has."""
-    values = [value for run in planned if (record := run.record) is not None and (value := _value(record, column.key))]
+    records = [record for run in planned if (record := run.record) is not None]
+    values = [value for record in records if (value := _value(record, column.key))]
     if not values:
         return None
     by_part = list(zip(*values, strict=True))
     means = tuple(math.nan if len({math.isinf(v) for v in part}) > 1 else statistics.fmean(part) for part in by_part)
-    known = max(record.get("spread", {}).get(column.key, 0.0) for run in planned if (record := run.record) is not None)
+    known = max(record.get("spread", {}).get(column.key, 0.0) for record in records)
     stds = tuple(statistics.stdev(part) if len(part) > 1 and math.isfinite(sum(part)) else known for part in by_part)
     return Measured(means, stds, len(values))
 
@@ -228,6 +229,8 @@ def verdict(measured: Measured | None, column: Column, published: Any) -> str:
         return ""
     if measured is None:
         return "open"
+    if not math.isfinite(measured.means[0]):
+        return "short"  # nothing left: a ratio that compares with none
     # A published figure is rounded to the digits that it shows, so ours is compared at those digits.
     shown = float(format(measured.means[0], ".0f" if isinstance(published, int) else column.format))
     worse = (shown - published) * (1 if column.better == "lower" else -1)

@@ -122,10 +122,11 @@ def log_alpha(evidence: Evidence, watched: Sequence[Watched]) -> dict[str, bytes
             axis.stairs(
                 100.0 * counts / counts.sum(), bins, color=COLOURS[number % len(COLOURS)], label=str(name), linewidth=1.4
             )
-        axis.axvline(3.0, color="black", linestyle=":", label="removed from here")
+        if (threshold := getattr(run.run.config.method, "threshold", None)) is not None:
+            axis.axvline(threshold, color="black", linestyle=":", label="removed from here")
         axis.set(
             title=f"{run.title}, {run.method}",
-            xlabel="log α (16 and more in the last bin)",
+            xlabel=f"log α ({bins[-1]:g} and more in the last bin)",
             ylabel="share of the layer's weights, %",
             yscale="log",
         )
@@ -181,7 +182,7 @@ def _frame(above: Any, below: Any, seen: dict[str, np.ndarray], index: int) -> N
 def width(evidence: Evidence, watched: Sequence[Watched]) -> dict[str, bytes]:
     """Error of every method and, where it removes weights, compression over the swept width; published figures hollow."""
     sweeps = {group: rows for group, rows in _sweeps(evidence).items() if _known(rows)}
-    figure, axes = _subplots(2, width=5.0, height=3.8, rows=len(sweeps), ratios=(1,) * len(sweeps))
+    figure, axes = _subplots(2, width=5.0, height=3.8 * len(sweeps), rows=len(sweeps), ratios=(1,) * len(sweeps))
     for index, (group, rows) in enumerate(sweeps.items()):
         for axis, column in zip(axes[2 * index : 2 * index + 2], (ERROR, COMPRESSION), strict=True):
             for number, (label, points) in enumerate(_over(rows, column).items()):

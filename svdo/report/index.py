@@ -128,7 +128,12 @@ def _compared(claim: Claim, less: Side, more: Side, order: bool | None, once: bo
 
 
 def _order(less: Side, more: Side) -> bool | None:
-    """Whether the first is below the second; None where they are no further apart than the larger of their spreads."""
+    """Whether the first is below the second; None where they are no further apart than the larger of their spreads.
+
+    A ratio of a network with nothing left is neither.
+    """
+    if not math.isfinite(less.mean + more.mean):
+        return False
     return None if abs(less.mean - more.mean) <= max(less.std, more.std) else less.mean < more.mean
 
 
@@ -204,9 +209,7 @@ def _trained_again(runs: Sequence[Planned]) -> list[str]:
         if drawn and record and drawn["test"] != record["test"]:
             error, ratio = drawn["test"]["error"], drawn["compression"]
             ended = f"ended at {error:.2f} %, {ratio:.1f}x"
-            said.append(
-                f"Weights, thresholds and log alphas shown are of `{run.config.id}` trained again on other threads; it {ended}."
-            )
+            said.append(f"Weights, thresholds and log alphas shown are of `{run.config.id}` trained again; it {ended}.")
     return said
 
 

@@ -34,7 +34,7 @@ from ..methods.sparsevd import PARAMETERIZATIONS, SparseVD
 from ..objective import objective
 from ..prune import at_threshold
 from ..runs import Run, with_weights
-from .collect import Evidence, kept_measurement, measurement, network_ids
+from .collect import Evidence, kept_measurement, measurement_file, network_ids
 
 Part = TypeVar("Part", bound=tuple[Any, ...])
 Networks = dict[str, list[tuple[nn.Module, Data]]]  # those that a report needs, with their data, one per seed
@@ -66,7 +66,7 @@ TOY = Effort(batches=3, separate_batches=2, alpha_batches=3, size=50, samples=2,
 def measure(evidence: Evidence) -> None:
     """Make the report's measurement unless another process has: one at a time, since some take the time of what they do."""
     report, results_dir = evidence.report, evidence.results_dir
-    folder = measurement(report, results_dir).parent
+    folder = measurement_file(report, results_dir).parent
     folder.mkdir(parents=True, exist_ok=True)
     held = os.open(folder, os.O_RDONLY)
     try:
@@ -88,8 +88,12 @@ def _measure(evidence: Evidence) -> None:
     provenance = machine.provenance(measured_in, torch.device("cpu"), started)  # now: a checkout can move on meanwhile
     networks: Networks = {}
     for name, runs in evidence.needs.items():
-        found_at = [(run.config, with_weights(run.config.results_dir, run.config.id)) for run in runs]
-        networks[name] = [train.trained(config, place) for config, place in found_at if place]
+        networks[name] = []
+        for run in runs:
+            place = with_weights(run.config.results_dir, run.config.id)
+            if place is None:
+                raise UserError(f"{run.config.id} has no weights; svdo-report run {report.name} trains it again")
+            networks[name].append(train.trained(run.config, place))
     try:
         found = MEASURES[report.measure](networks, evidence.data_dir, TOY if report.quick else Effort())
     except ImportError as error:
@@ -100,7 +104,7 @@ def _measure(evidence: Evidence) -> None:
         "provenance": provenance,
     }
     text = json.dumps(found, indent=1, allow_nan=False) + "\n"
-    write_atomically(measurement(report, evidence.results_dir), lambda file: file.write(text.encode()))
+    write_atomically(measurement_file(report, evidence.results_dir), lambda file: file.write(text.encode()))
 
 
 def _timed(parts: Sequence[Part]) -> Iterator[Part]:

@@ -14,7 +14,7 @@ from ..config import Config, UserError
 from ..evaluate import evaluate
 from ..layers import noisy_layers
 from ..prune import at_threshold, sparsity
-from ..runs import REBUILT, Run
+from ..runs import REBUILT, Run, copies
 from .collect import Planned
 
 PIECE = (100, 200)  # outputs and inputs of the first dense layer that are shown
@@ -29,9 +29,8 @@ def file(config: Config) -> Path:
 
 def source(run: Planned) -> Run | None:
     """The run with weights and snapshots, in its own folder or trained again in the store beside it; None where neither has."""
-    stores = (run.config.results_dir, Path(run.config.results_dir) / REBUILT)
-    runs = (Run(store, run.config.id) for store in stores)
     epochs = list(range(1, run.config.train.epochs + 1))
+    runs = copies(run.config.results_dir, run.config.id)
     whole = (found for found in runs if found.weights.exists() and list(found.snapshots()) == epochs and found.result())
     return next(whole, None)
 
@@ -47,7 +46,7 @@ def watch(config: Config, run: Run) -> dict[str, np.ndarray]:
 
     ``epochs`` (E,), and after each ``filters`` (E, out, in, h, w) and ``piece`` (E, *PIECE) of the first layers; ``layers`` and
     their ``log_alpha`` counts in ``bins``; ``thresholds``, and ``error`` (percent, test set) and ``compression`` at each; the
-    ``record`` of what was watched, as JSON, since a run trained again for its weights on other threads ends as another network.
+    ``record`` of what was watched, as JSON, since a run trained again for its weights may end as another network.
     """
     snapshots = {epoch: checkpoint.load(path) for epoch, path in run.snapshots().items()}
     first = next(iter(snapshots.values()))
