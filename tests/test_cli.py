@@ -192,9 +192,6 @@ def test_a_sweep_ends_with_one_table_and_repeating_it_trains_nothing(svdo_run: C
     again = svdo_run(*sweep)
     assert "0 done, 4 skipped, 0 failed" in again.stdout
     assert {path: path.read_bytes() for path in tmp_path.rglob("result.json")} == records
-    (tmp_path / "results").rename(tmp_path / "2024_06_01")  # which YAML takes for a number
-    dated = svdo_run(*sweep, "results_dir=2024_06_01").stdout
-    assert dated[dated.rindex("model.width ") :] == again.stdout[again.stdout.rindex("model.width ") :]
 
 
 def test_a_damaged_record_fails_its_job_and_the_sweep_with_it(svdo_run: Command, tmp_path: Path) -> None:
