@@ -312,7 +312,7 @@ def _swept_key(rows: Rows) -> str:
 def parameterization(evidence: Evidence, watched: Sequence[Watched]) -> dict[str, bytes]:
     """Minus the lower bound and sparsity after every epoch, with their spread; the variance of theta's gradient over alpha."""
     assert evidence.measured is not None
-    figure, (bound, sparse, variance) = _subplots(3, width=3.5, height=3.4)
+    figure, (bound, sparse, variance) = _subplots(3, width=3.5, height=3.7)
     for number, (row, items) in enumerate(item for item in evidence.rows if not item[0].measured):
         runs = [run.run.epochs() for run in items if isinstance(run, Planned) and run.record]
         style: dict[str, Any] = {"color": COLOURS[number], "linestyle": ("-", "--", ":")[number], "label": row.label}
@@ -328,10 +328,10 @@ def parameterization(evidence: Evidence, watched: Sequence[Watched]) -> dict[str
     bound.set(xlabel="epoch", ylabel="− lower bound per example, nats", yscale="log")
     bound.yaxis.set_major_formatter("{x:g}")
     sparse.set(xlabel="epoch", ylabel="weights with log α ≥ 3, %")
-    variance.set(xlabel="log α", ylabel="variance of the gradient by θ, first layer", yscale="log")
+    variance.set(xlabel="log α", ylabel="gradient variance of θ, first layer", yscale="log")
     for axis in (bound, sparse, variance):
-        axis.legend(fontsize=7, frameon=False)
         axis.grid(alpha=0.3)
+    _legend_below(figure, (bound, sparse, variance))
     return {"png": _png(figure)}
 
 
