@@ -38,7 +38,7 @@ def _single(layer: NoisyLayer, x: Tensor) -> Tensor:
 
 
 def _none(layer: NoisyLayer, x: Tensor) -> Tensor:
-    return layer.product(x, _posterior(layer)[0], layer.bias)
+    return layer.product(x, layer.weight, layer.bias)
 
 
 def _posterior(layer: NoisyLayer) -> tuple[Tensor, Tensor]:
@@ -56,7 +56,7 @@ def drawn(model: nn.Module, estimator: str) -> Iterator[None]:
     """Within, the noisy layers of ``model``, in training mode, draw their noise in one of ``ESTIMATORS``' ways.
 
     ``local``: as always, for every output (the local reparameterization); ``separate``: all weights for every example, for
-    dense layers on (M, in); ``single``: all weights once for the minibatch; ``none``: not at all.
+    dense layers on (M, in); ``single``: all weights once for the minibatch; ``none``: not at all, the weights are theta.
     """
     layers = [layer for _, layer in noisy_layers(model)]
     try:
@@ -70,14 +70,16 @@ def drawn(model: nn.Module, estimator: str) -> Iterator[None]:
 
 def gradient_variance(
     model: nn.Module, split: Split, estimator: str, layers: Sequence[str], batches: int, size: int = 1000
-) -> dict[str, tuple[float, float]]:
+) -> dict[str, list[float]]:
     """Variance of the gradient of sum_n log p(y_n | x_n, w), N / M times a minibatch's, by the weights of each named layer.
 
     It is taken over so many ``batches`` of M = ``size`` examples, or all where there are fewer, with fresh noise, and averaged
-    over the layer's weights; with its standard error. With a draw of all weights for each example, the examples' gradients are
-    independent, and the variance is that of smaller minibatches, scaled: as many times more of them tell it so much better.
-    The KL is the same for every minibatch and adds nothing. Images are flattened, for dense networks; the model is left in
-    training mode, the global generator seeded.
+    over the layer's weights: one estimate for each of up to ``GROUPS`` groups of them (``mean_and_error``). Other estimators
+    and other noise get the same minibatches, so that groups can be compared in pairs.
+
+    With a draw of all weights for each example, the examples' gradients are independent, and the variance is that of smaller
+    minibatches, scaled: as many times more of them tell it so much better. The KL is the same for every minibatch and adds
+    nothing. Images are flattened, for dense networks; the model is left in training mode, the global generator seeded.
     """
     size = min(size, len(split))
     at_once = min(EXAMPLES_AT_ONCE, size) if estimator == "separate" else size
@@ -94,14 +96,16 @@ def gradient_variance(
 
     draws = batches * (size // at_once)
     groups = max(1, min(GROUPS, draws // 2))
+    in_group = [draws // groups + (number < draws % groups) for number in range(groups)]
     with drawn(model, estimator):
         stream = gradients()
-        found = [_variances(itertools.islice(stream, draws // groups)) for _ in range(groups)]
-    result = {}
-    for name, *values in zip(layers, *found, strict=True):
-        error = statistics.stdev(values) / math.sqrt(groups) if groups > 1 else 0.0
-        result[name] = (statistics.fmean(values) * size / at_once, error * size / at_once)
-    return result
+        found = [_variances(itertools.islice(stream, count)) for count in in_group]
+    return {name: [value * size / at_once for value in values] for name, *values in zip(layers, *found, strict=True)}
+
+
+def mean_and_error(values: Sequence[float]) -> tuple[float, float]:
+    """The mean of independent estimates, and its standard error: 0 where there is one alone."""
+    return statistics.fmean(values), statistics.stdev(values) / math.sqrt(len(values)) if len(values) > 1 else 0.0
 
 
 def _variances(draws: Iterable[Sequence[Tensor]]) -> list[float]:

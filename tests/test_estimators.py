@@ -11,7 +11,7 @@ from torch import nn
 
 import svdo
 from svdo.data import Normalizer, Split
-from svdo.estimators import ESTIMATORS, drawn, gradient_variance
+from svdo.estimators import ESTIMATORS, GROUPS, drawn, gradient_variance, mean_and_error
 
 
 def model_of(*sizes: int, alpha: float = 0.5) -> nn.Sequential:
@@ -69,7 +69,7 @@ def test_local_reparameterization_has_the_smallest_gradient_variance_and_a_singl
     split.images.add_(1.0)  # as images have it, something is common to all examples, whose gradients a draw then moves alike
     found = {name: gradient_variance(model, split, name, ["0", "4"], batches=150, size=100) for name in ESTIMATORS}
     for layer in ("0", "4"):
-        values = [found[name][layer] for name in ("none", "local", "separate", "single")]
+        values = [mean_and_error(found[name][layer]) for name in ("none", "local", "separate", "single")]
         assert all(larger - smaller > 3 * math.hypot(a, b) for (smaller, a), (larger, b) in pairwise(values)), values
 
 
@@ -83,7 +83,7 @@ def test_without_noise_the_variance_is_that_of_drawing_examples() -> None:
     # N/M times a sum of M of N examples drawn without replacement.
     n, m = 400, 50
     expected = (n**2 / m * each.var(0) * (1 - m / n)).mean().item()
-    found = gradient_variance(model, split, "none", ["0"], batches=800, size=m)["0"]
+    found = mean_and_error(gradient_variance(model, split, "none", ["0"], batches=800, size=m)["0"])
     assert found[0] == pytest.approx(expected, abs=4 * found[1])
     assert found[1] < 0.05 * expected
 
@@ -95,7 +95,7 @@ def test_a_split_smaller_than_the_minibatch_is_taken_whole() -> None:
 
 def test_a_separate_draw_for_each_example_has_the_variance_of_whole_minibatches() -> None:
     model, split = model_of(12, 10, 4, alpha=0.9), split_of(2000, 12, 4)
-    found, error = gradient_variance(model, split, "separate", ["0"], batches=200, size=40)["0"]
+    found, error = mean_and_error(gradient_variance(model, split, "separate", ["0"], batches=200, size=40)["0"])
     weight, gradients = model.get_parameter("0.weight"), []
     with drawn(model, "separate"):
         for number, (x, y) in enumerate(batch for epoch in range(20) for batch in split.batches(40, 1, epoch)):
@@ -115,6 +115,16 @@ def test_the_standard_error_is_the_spread_of_repeated_estimates() -> None:
     pairs = []
     for images, labels in zip(split.images.split(3000), split.labels.split(3000), strict=True):
         part = Split(images, labels, split.normalizer)
-        pairs.append(gradient_variance(model, part, "none", ["0"], batches=60, size=50)["0"])
+        pairs.append(mean_and_error(gradient_variance(model, part, "none", ["0"], batches=60, size=50)["0"]))
     values, errors = torch.tensor(pairs).unbind(1)
     assert values.std().item() == pytest.approx(errors.mean().item(), rel=0.4)
+
+
+def test_every_minibatch_counts_and_all_calls_see_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, split = model_of(5, 4), split_of(400, 5, 4)
+    calls = []
+    monkeypatch.setattr(model, "forward", lambda x: calls.append(x) or model[0](x))
+    found = gradient_variance(model, split, "local", ["0"], batches=50, size=40)["0"]
+    assert (len(found), len(calls)) == (GROUPS, 50)
+    assert found == gradient_variance(model, split, "local", ["0"], batches=50, size=40)["0"]
+    assert all(map(torch.equal, calls[:50], calls[50:]))

@@ -606,6 +606,10 @@ def test_the_original_parameterization_has_the_noisier_gradient_where_alpha_is_l
     assert list(additive) == [str(at) for at in range(-8, 5)]
     assert multiplicative["-8"] == pytest.approx(additive["-8"], rel=0.02)
     assert multiplicative["4"] > 1.3 * additive["4"]
+    (excess,) = seen["excess"]
+    assert excess["excess"]["4"] == pytest.approx(100.0 * (multiplicative["4"] / additive["4"] - 1.0))
+    # Of the same minibatches and noise: what the two share drops out of the difference's error.
+    assert excess["spread"]["excess.-8"] < 0.1 * 100.0 * seen["additive"][0]["spread"]["variance.-8"] / additive["-8"]
     column = Column("variance.4", "at 4")
     cell = collect.measure([collect.Finding(seen["additive"][0])], column)
     assert cell is not None

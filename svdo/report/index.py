@@ -24,12 +24,13 @@ The claims of two papers and what our runs show. `svdo-report render all` writes
 `measured/`.
 
 Figures stand in the order in which the claim names them: means over seeds, ± their standard deviation; of what was measured
-once, ± is the standard error. A claim *holds* where they are in its order and further apart than the larger ±, however far,
-and is *undecided* (≈) where they are no further apart. For a single run the ± is the largest of a row beside it and, of a test
-error, at least that of drawing 10 000 test images (0.12 points at 1.5 %). A published figure counts as reached at its last
-digit: 68 from 67.5 on. A bound (> or <) that is no published figure is ours, or said in words. Published figures that were
-read off a plot have a ≈ where they are too close to be told apart. *Recalled*: quoted from memory, since the papers' full text
-was not at hand."""
+once, ± is the standard error. A claim *holds* where they are in its order and further apart than both ± taken together (the
+root of the sum of their squares), however far, and is *undecided* (≈) where they are no further apart. For a single run the ±
+is the largest of a row beside it and, of a test error, at least that of drawing 10 000 test images (0.12 points at 1.5 %). That
+stands in for seeds: with several, a ± is theirs alone, and a verdict is about these test images, on which the published errors
+were measured, too. A published figure counts as reached at its last digit: 68 from 67.5 on. A bound (> or <) that is no
+published figure is ours, or said in words. Published figures that were read off a plot have a ≈ where they are too close to be
+told apart. *Recalled*: quoted from memory, since the papers' full text was not at hand."""
 PAPERS = {
     "2017": "Variational Dropout Sparsifies Deep Neural Networks (Molchanov, Ashukha, Vetrov 2017)",
     "2015": "Variational Dropout and the Local Reparameterization Trick (Kingma, Salimans, Welling 2015)",
@@ -128,13 +129,13 @@ def _compared(claim: Claim, less: Side, more: Side, order: bool | None, once: bo
 
 
 def _order(less: Side, more: Side) -> bool | None:
-    """Whether the first is below the second; None where they are no further apart than the larger of their spreads.
+    """Whether the first is below the second; None where they are no further apart than both spreads together.
 
     A ratio of a network with nothing left is neither.
     """
     if not math.isfinite(less.mean + more.mean):
         return False
-    return None if abs(less.mean - more.mean) <= max(less.std, more.std) else less.mean < more.mean
+    return None if abs(less.mean - more.mean) <= math.hypot(less.std, more.std) else less.mean < more.mean
 
 
 def _word(held: Sequence[bool | None]) -> str:

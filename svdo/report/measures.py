@@ -46,7 +46,7 @@ class Effort:
 
     batches: int = 400  # minibatches that a gradient's variance is taken over,
     separate_batches: int = 20  # with a draw of all weights for each example, of which one takes a minute,
-    alpha_batches: int = 50  # and at each of many alphas
+    alpha_batches: int = 60  # and at each of many alphas
     size: int = 1000  # examples in such a minibatch
     samples: int = 30  # noisy passes of a sampled prediction
     steps: int = 40  # training steps that are timed,
@@ -139,10 +139,11 @@ def kl(networks: Networks, data_dir: Path, effort: Effort) -> dict[str, Any]:
             {
                 "deviation": float(np.nanmax(np.abs(values - exact))),
                 "free": float(np.nanmax(values - exact) - np.nanmin(values - exact)) / 2,
-                "slope": float(np.nanmax(np.abs(np.gradient(values - exact, grid)))),
+                "slope": float(np.abs(np.gradient((values - exact)[defined], grid[defined], edge_order=2)).max()),
             }
         ]
         for name, values in curves.items()
+        for defined in (np.isfinite(values),)
     }
     found["sigmoid"][0]["constants"], found["refitted"][0]["constants"] = [K1, K2, K3], [float(k) for k in fitted]
     shown = {name: [None if np.isnan(v) else round(float(v), 6) for v in values[::5]] for name, values in curves.items()}
@@ -163,7 +164,8 @@ def _variance(model: nn.Module, data: Data, estimator: str, effort: Effort) -> d
     batches = effort.separate_batches if estimator == "separate" else effort.batches
     values = estimators.gradient_variance(model, data.train, estimator, [names[0], names[-1]], batches, effort.size)
     error = evaluate(model, data.test)["error"]
-    (bottom, bottom_error), (top, top_error) = values[names[0]], values[names[-1]]
+    bottom, bottom_error = estimators.mean_and_error(values[names[0]])
+    top, top_error = estimators.mean_and_error(values[names[-1]])
     spread = {"bottom": bottom_error, "top": top_error}
     return {"bottom": bottom, "top": top, "spread": spread, "error": error, "batches": batches}
 
@@ -191,10 +193,13 @@ def uncertainty(networks: Networks, data_dir: Path, effort: Effort) -> dict[str,
 def parameterization(networks: Networks, data_dir: Path, effort: Effort) -> dict[str, Any]:
     """Variance of theta's gradient in the first layer, with one alpha for all weights of a trained dense network, by log alpha.
 
-    Additive, sigma does not depend on theta; multiplicative, sigma = sqrt(alpha) |theta|, and its noise reaches theta.
+    Additive, sigma does not depend on theta; multiplicative, sigma = sqrt(alpha) |theta|, and its noise reaches theta. Both see
+    the same minibatches and noise: by how many percent the second varies more,
+    ``excess``, has less of an error than the variances themselves.
     """
     ((dense, data),) = networks["dense"]
-    found: dict[str, Any] = {name: [{"variance": {}, "spread": {}}] for name in PARAMETERIZATIONS}
+    first = next(name for name, _ in weight_layers(dense))
+    estimates: dict[str, dict[int, list[float]]] = {name: {} for name in PARAMETERIZATIONS}
     for log_alpha, name in _timed(list(itertools.product(range(-8, 5), PARAMETERIZATIONS))):
         model = convert(dense, SparseVD(parameterization=name, train_clip=False))
         with torch.no_grad():
@@ -203,11 +208,23 @@ def parameterization(networks: Networks, data_dir: Path, effort: Effort) -> dict
                 sigma.fill_(log_alpha)
                 if name == "additive":
                     sigma.add_((layer.weight.square() + EPS).log())
-        first = next(name for name, _ in weight_layers(model))
         values = estimators.gradient_variance(model, data.train, "local", [first], effort.alpha_batches, effort.size)
-        (record,) = found[name]
-        record["variance"][str(log_alpha)], record["spread"][f"variance.{log_alpha}"] = values[first]
-    return found
+        estimates[name][log_alpha] = values[first]
+    excess = {}
+    for log_alpha, additive in estimates["additive"].items():
+        pairs = zip(additive, estimates["multiplicative"][log_alpha], strict=True)
+        excess[log_alpha] = [100.0 * (other - own) / statistics.fmean(additive) for own, other in pairs]
+    found = {name: [_over_alpha("variance", values)] for name, values in estimates.items()}
+    return found | {"excess": [_over_alpha("excess", excess)]}
+
+
+def _over_alpha(key: str, estimates: dict[int, list[float]]) -> dict[str, Any]:
+    """By log alpha, the mean of independent estimates and its standard error."""
+    found = {log_alpha: estimators.mean_and_error(values) for log_alpha, values in estimates.items()}
+    return {
+        key: {str(log_alpha): mean for log_alpha, (mean, _) in found.items()},
+        "spread": {f"{key}.{log_alpha}": error for log_alpha, (_, error) in found.items()},
+    }
 
 
 def cost(networks: Networks, data_dir: Path, effort: Effort) -> dict[str, Any]:
@@ -247,7 +264,8 @@ def _step(training: train.Training, estimator: str, x: Tensor, y: Tensor) -> flo
     training.model.zero_grad()
     parts = len(x) // estimators.EXAMPLES_AT_ONCE if estimator == "separate" else 1
     with estimators.drawn(training.model, estimator):
-        divergence = kl_of(training.model)  # once a step, however many parts: all of it goes with the first
+        # Once a step, however many parts: all of it goes with the first. Without noise there is none.
+        divergence = torch.zeros(()) if estimator == "none" else kl_of(training.model)
         for images, labels in zip(x.flatten(1).chunk(parts), y.chunk(parts), strict=True):
             (objective(training.model(images), labels, divergence, len(training.data.train), parts) / parts).backward()
             divergence = torch.zeros(())
