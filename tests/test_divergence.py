@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from itertools import pairwise
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,6 +16,7 @@ from torch import Tensor
 
 from svdo import divergence
 from svdo.divergence import additive_kl, cubic_kl, log_alpha, sigmoid_kl
+from svdo.report import measures
 
 # log alpha, exact KL, 2017 approximation, 2015 cubic (None above its domain), exact dKL / dlog alpha
 TABLE = [
@@ -115,6 +117,17 @@ def test_cubic_kl_is_within_its_published_error_for_alpha_up_to_1() -> None:
 
 def test_cubic_kl_has_the_exact_limit_as_alpha_goes_to_0() -> None:
     assert values(cubic_kl, np.array([-14.0]))[0] == pytest.approx(exact_kl(-14.0), abs=3e-6)
+
+
+def test_the_kls_table_has_the_largest_misses_up_to_the_ends() -> None:
+    found = measures.kl({}, Path(), measures.TOY)
+    for name, kl, end in (("sigmoid", sigmoid_kl, 10.0), ("cubic", cubic_kl, 0.0)):
+        at = np.linspace(-10.0, end, 401)
+        missed = values(kl, at) - np.array([exact_kl(x) for x in at])
+        (record,) = found[name]
+        assert record["deviation"] == pytest.approx(np.abs(missed).max(), rel=1e-3)
+        assert record["free"] == pytest.approx((missed.max() - missed.min()) / 2, rel=1e-3)
+        assert record["slope"] == pytest.approx(np.abs(slopes(kl, at) - exact_slope(at)).max(), rel=1e-3)
 
 
 def test_both_approximations_fall_strictly_with_alpha() -> None:
