@@ -239,6 +239,8 @@ def _dense(items: Sequence[Any]) -> Measured | None:
 
 def regularisers(evidence: Evidence, watched: Sequence[Watched]) -> dict[str, bytes]:
     """Error of every method over the swept width, as published where it was and as measured; the dropout rates it learned."""
+    from matplotlib.ticker import LogLocator
+
     errors, rates = _over(evidence.rows, ERROR), _over(evidence.rows, Column("layers.rate"))
     learned = {
         row.label
@@ -268,6 +270,7 @@ def regularisers(evidence: Evidence, watched: Sequence[Watched]) -> dict[str, by
     for axis, title in zip(above, (["as published"] if quoted else []) + ["measured"], strict=True):
         axis.set(title=title, xlabel=key, ylabel="test error, %", yscale="log")
         axis.yaxis.set_major_formatter("{x:g}")
+        axis.yaxis.set_minor_locator(LogLocator(subs=(1.2, 1.5, 2, 2.5, 3, 3.5, 4, 4.5, 5, 6, 8)))
         axis.yaxis.set_minor_formatter("{x:g}")
     limits = [limit for axis in above for limit in axis.get_ylim()]
     shown = [x for points in errors.values() for x, published, cell in points if published is not None or cell]
@@ -328,7 +331,8 @@ def parameterization(evidence: Evidence, watched: Sequence[Watched]) -> dict[str
     bound.set(xlabel="epoch", ylabel="− lower bound per example, nats", yscale="log")
     bound.yaxis.set_major_formatter("{x:g}")
     sparse.set(xlabel="epoch", ylabel="weights with log α ≥ 3, %")
-    variance.set(xlabel="log α", ylabel="gradient variance of θ, first layer", yscale="log")
+    variance.set(xlabel="log α", xticks=range(-8, 5, 2), ylabel="gradient variance of θ, first layer", yscale="log")
+    variance.set_title("one dense network, one α for all", fontsize="medium")
     for axis in (bound, sparse, variance):
         axis.grid(alpha=0.3)
     _legend_below(figure, (bound, sparse, variance))

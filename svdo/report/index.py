@@ -20,17 +20,22 @@ from .spec import Claim, Column
 INTRODUCTION = """\
 # What was measured
 
-The claims of two papers and what our runs show. `svdo-report render all` writes this page from the records in `runs/` and
-`measured/`.
+The claims of two papers and what our runs show. A claim *holds*, or does not, where figures are further apart than their
+spreads together, however far, and is *undecided* (≈) where they are not. [How verdicts are made](#how-verdicts-are-made)
+says more, after the claims; `svdo-report render all` writes this page from the records in `runs/` and `measured/`."""
+VERDICTS = """\
+# How verdicts are made
 
 Figures stand in the order in which the claim names them: means over seeds, ± their standard deviation; of what was measured
-once, ± is the standard error. A claim *holds* where they are in its order and further apart than both ± taken together (the
-root of the sum of their squares), however far, and is *undecided* (≈) where they are no further apart. For a single run the ±
-is the largest of a row beside it and, of a test error, at least that of drawing 10 000 test images (0.12 points at 1.5 %). That
-stands in for seeds: with several, a ± is theirs alone, and a verdict is about these test images, on which the published errors
-were measured, too. A published figure counts as reached at its last digit: 68 from 67.5 on. A bound (> or <) that is no
-published figure is ours, or said in words. Published figures that were read off a plot have a ≈ where they are too close to be
-told apart. *Recalled*: quoted from memory, since the papers' full text was not at hand."""
+once, ± is the standard error. Spreads together are the root of the sum of the squares of both ±. For a single run the ± is
+the largest of a row beside it and, of a test error, at least that of drawing 10 000 test images (0.12 points at 1.5 %),
+which stands in for seeds: two equal methods of one run each come out as different, in one direction or the other, one time
+in three. With several seeds the ± is theirs alone, and a verdict is about these test images, on which the published errors
+were measured, too.
+
+A published figure counts as reached at its last digit: 68 from 67.5 on. A bound beside ours that is no published figure is
+ours, or said in words. Published figures that were read off a plot have a ≈ where they are too close to be told apart.
+*Recalled*: quoted from memory, since the papers' full text was not at hand."""
 PAPERS = {
     "2017": "Variational Dropout Sparsifies Deep Neural Networks (Molchanov, Ashukha, Vetrov 2017)",
     "2015": "Variational Dropout and the Local Reparameterization Trick (Kingma, Salimans, Welling 2015)",
@@ -39,9 +44,11 @@ PAPERS = {
 TABLES = """\
 # Tables and figures
 
-A published figure is *reached* where ours is at least as good at the digits shown, *close* where it is at most a tenth worse,
-*short* where it is worse than that, and *open* where ours is not measured: these words are about distance, the verdicts
-above about order."""
+A published figure is *reached* where ours is at least as good at the digits shown, *close* where it is at most a tenth
+worse, *short* where it is worse than that, and *open* where ours is not measured: these words are about distance, the
+verdicts above about order. An outcome is a run, or one row of a measurement; hours are those of its training or
+measurement, on the clock."""
+DISTANCES = ("reached", "close", "short", "open")
 HOLDS, FAILS, TIE, UNKNOWN, ONCE = "holds", "**does not hold**", "undecided", "not measured yet", ", one run"
 TEST_IMAGES = 10_000  # of each of the data sets
 BREAK = "<br>"  # of a line within a cell
@@ -65,8 +72,12 @@ def page(reports: Sequence[Evidence]) -> dict[Path, bytes]:
     parts = [*toy, INTRODUCTION]
     for paper, title in PAPERS.items():
         claims = [(evidence, claim) for evidence in reports for claim in evidence.report.claims]
-        parts += _claims(title, [(e, c) for e, c in claims if paper == ("" if c.ours else e.report.paper)])
-    parts.append(TABLES)
+        asked = _claims([(e, c) for e, c in claims if paper == ("" if c.ours else e.report.paper)])
+        distances = _distances([evidence for evidence in reports if paper and evidence.report.paper == paper])
+        if asked:
+            parts.append(f"## {title}")
+            parts += [f"Published figures in its tables, whatever the method: {distances}."] * bool(distances) + asked
+    parts += [VERDICTS, TABLES]
     for evidence in reports:
         parts += [f"## {evidence.report.title}", _status(evidence)]
         for figure, _ in evidence.figures:
@@ -77,7 +88,7 @@ def page(reports: Sequence[Evidence]) -> dict[Path, bytes]:
     return {reports[0].results_dir / "README.md": ("\n\n".join(parts) + "\n").encode()}
 
 
-def _claims(title: str, declared: Sequence[tuple[Evidence, Claim]]) -> list[str]:
+def _claims(declared: Sequence[tuple[Evidence, Claim]]) -> list[str]:
     """The paper's claims: how many hold, which of them, by how much, and which are not measured."""
     claims = [(evidence, claim, *judged(evidence, claim)) for evidence, claim in declared]
     if not claims:
@@ -86,7 +97,7 @@ def _claims(title: str, declared: Sequence[tuple[Evidence, Claim]]) -> list[str]
     words = [row[0].partition(" (")[0].removesuffix(ONCE) for row in rows]
     held, failed, tied = words.count(HOLDS), words.count(FAILS), words.count(TIE)
     counts = f"Claims: {len(claims)}, of which measured, some in part: {len(rows)}. Hold: {held}. Do not hold: {failed}."
-    parts = [f"## {title}", f"{counts} Undecided: {tied}. Not everywhere the same: {len(rows) - held - failed - tied}."]
+    parts = [f"{counts} Undecided: {tied}. Not everywhere the same: {len(rows) - held - failed - tied}."]
     if rows:
         headers = ["verdict", "claim", "published", "ours", "table"]
         parts.append(tabulate(rows, headers, tablefmt="github", disable_numparse=True))
@@ -112,18 +123,21 @@ def judged(evidence: Evidence, claim: Claim) -> tuple[str, str, str]:
     word += ONCE * once
     if 0 < len(known) < len(both):
         word += f" ({len(both) - len(known)} more {UNKNOWN})"
-    compared = [_compared(claim, less, more, order, once) for (_, less, more), order in zip(known, orders, strict=True)]
     quoted = [_published(evidence, claim, group) for group, _, _ in known]
+    compared = [
+        _compared(claim, less, more, order, once, bool(text))
+        for (_, less, more), order, text in zip(known, orders, quoted, strict=True)
+    ]
     names = [f"{group}: " if len(both) > 1 else "" for group, _, _ in known]
     cells = (BREAK.join(name + text for name, text in zip(names, texts, strict=True) if text) for texts in (quoted, compared))
     published, ours = cells
     return word, published, ours
 
 
-def _compared(claim: Claim, less: Side, more: Side, order: bool | None, once: bool) -> str:
-    """Both of our figures with their order, or the one that is held against a number; a single run said where not all are."""
+def _compared(claim: Claim, less: Side, more: Side, order: bool | None, once: bool, quoted: bool) -> str:
+    """Both sides with their order, or ours that is held against what was published; a single run said where not all are."""
     first, second = (side.text + " (1 run)" * (side.once and not once and "runs)" not in side.text) for side in (less, more))
-    if isinstance(claim.less, list) and isinstance(claim.more, list):
+    if not quoted or (isinstance(claim.less, list) and isinstance(claim.more, list)):
         return f"{first} {SIGNS[order]} {second}"
     return first if isinstance(claim.less, list) else second
 
@@ -180,14 +194,12 @@ def _place(side: Any, group: str) -> tuple[str, str, str]:
 
 
 def _published(evidence: Evidence, claim: Claim, group: str) -> str:
-    """The figures published for it, compared as ours are; a bound where nothing was published."""
+    """The figures published for it, compared as ours are."""
     less, more = (_quoted(evidence, side, group) for side in (claim.less, claim.more))
-    if not isinstance(claim.less, list):
-        return f"> {less:g}" if more is None else f"{more:g}"
-    if not isinstance(claim.more, list):
-        return f"< {more:g}" if less is None else f"{less:g}"
     if less is None or more is None:
         return ""
+    if not isinstance(claim.less, list) or not isinstance(claim.more, list):
+        return f"{less if isinstance(claim.less, list) else more:g}"
     reading = next(column.reading for column in evidence.report.columns if column.key == claim.less[1])
     return f"{less:g} {SIGNS[None if abs(less - more) <= reading else less < more]} {more:g}"
 
@@ -209,8 +221,9 @@ def _trained_again(runs: Sequence[Planned]) -> list[str]:
         drawn = json.loads(str(seen["record"])) if seen and "record" in seen else None
         if drawn and record and drawn["test"] != record["test"]:
             error, ratio = drawn["test"]["error"], drawn["compression"]
-            ended = f"ended at {error:.2f} %, {ratio:.1f}x"
-            said.append(f"Weights, thresholds and log alphas shown are of `{run.config.id}` trained again; it {ended}.")
+            before = f"{record['test']['error']:.2f} %, {record['compression']:.1f}x"
+            again = f"of `{run.config.id}` trained again, by other code or on other threads: {error:.2f} %, {ratio:.1f}x"
+            said.append(f"Weights, thresholds and log alphas shown are {again}, where its record has {before}.")
     return said
 
 
@@ -221,14 +234,7 @@ def _link(evidence: Evidence) -> str:
 def _status(evidence: Evidence) -> str:
     """Where the table is, how much of it is measured, on what, and how its cells compare with the published ones."""
     outcomes = [item.record is not None for _, items in evidence.rows for item in items]
-    words = [
-        verdict(measure(items, column), column, row.published.get(column.key))
-        for row, items in evidence.rows
-        for column in evidence.report.columns
-        if items
-    ]
-    counts = {word: words.count(word) for word in ("reached", "close", "short", "open")}
-    judged_cells = ", ".join(f"{count} {word}" for word, count in counts.items() if count)
+    judged_cells = _distances([evidence])
     parts = [f"[Table](tables/{evidence.report.name}.md) ([tex](tables/{evidence.report.name}.tex),"]
     parts[0] += f" [csv](tables/{evidence.report.name}.csv)): {sum(outcomes)} of {len(outcomes)} outcomes measured"
     if judged_cells:
@@ -238,6 +244,18 @@ def _status(evidence: Evidence) -> str:
     if made:
         parts.append(_provenance(made))
     return "; ".join(parts) + "."
+
+
+def _distances(reports: Sequence[Evidence]) -> str:
+    """How many of the published figures ours reach, come close to, or do not."""
+    words = [
+        verdict(measure(items, column), column, row.published.get(column.key))
+        for evidence in reports
+        for row, items in evidence.rows
+        for column in evidence.report.columns
+        if items
+    ]
+    return ", ".join(f"{words.count(word)} {word}" for word in DISTANCES if word in words)
 
 
 def _provenance(records: Sequence[Record]) -> str:
