@@ -192,8 +192,7 @@ def parameterization(networks: Networks, data_dir: Path, effort: Effort) -> dict
     """Variance of theta's gradient in the first layer, with one alpha for all weights of a trained dense network, by log alpha.
 
     Additive, sigma does not depend on theta; multiplicative, sigma = sqrt(alpha) |theta|, and its noise reaches theta. Both see
-    the same minibatches and noise: by how many percent the second varies more,
-    ``excess``, has less of an error than the variances themselves.
+    the same minibatches and noise: ``excess``, by how many percent the second varies more, is known better than the variances.
     """
     ((dense, data),) = networks["dense"]
     first = next(name for name, _ in weight_layers(dense))
