@@ -671,31 +671,36 @@ def test_a_claim_is_judged_group_by_group(report: spec.Report, tmp_path: Path) -
 
     part = "1.90 ± 0.14 % (2 of 3 runs)"
     assert judged(67.5, ratio, "LeNet-300-100") == ("holds", "68", "71.0 ± 1.4 (2 of 3 runs)")
-    assert judged(error, 1.7, "LeNet-300-100") == ("**does not hold**", "1.92", part)
+    assert judged(error, 1.7, "LeNet-300-100") == ("**does not hold**", "1.92 %", part)
     assert judged(error, 1.93, "LeNet-300-100")[0] == judged(error, 1.87, "LeNet-300-100")[0] == "undecided"
     assert judged(error, 1.93, "third") == ("not measured yet", "", "")
     assert judged(error, ["SWS", "test.error"]) == ("not measured yet", "", "")  # quoted only
-    quoted = "LeNet-300-100: 1.92<br>other: 1.92"
-    assert judged(error, 5) == ("holds (1 more not measured yet)", quoted, f"LeNet-300-100: {part}<br>other: {part}")
+    quoted = "LeNet-300-100: 1.92 %<br>other: 1.92 %"
+    assert judged(error, 5) == ("holds (third not measured yet)", quoted, f"LeNet-300-100: {part}<br>other: {part}")
     assert judged([*error, "LeNet-300-100"], 5, "third")[0] == "holds"  # one side of another group
     unlike = replace(rows[1][0], published={})
     evidence = replace(evidence, rows=[*rows, *((replace(unlike, group="other"), items) for row, items in rows[1:])])
-    assert judged(error, 5)[1:] == ("LeNet-300-100: 1.92", f"LeNet-300-100: {part}<br>other: {part} < 5")  # ours, the bound
-    assert judged(1, error)[1:] == ("LeNet-300-100: 1.92", f"LeNet-300-100: {part}<br>other: 1 < {part}")
+    assert judged(error, 5)[1:] == ("LeNet-300-100: 1.92 %", f"LeNet-300-100: {part}<br>other: {part} < 5")  # ours, the bound
+    assert judged(1, error)[1:] == ("LeNet-300-100: 1.92 %", f"LeNet-300-100: {part}<br>other: 1 < {part}")
     once = [(replace(rows[1][0], label="once"), rows[1][1][:1])]  # its error is 1.8, of one run
     single = ["once", "test.error"]
     evidence = replace(evidence, rows=[*rows, *once])
     alone = ["once", "compression"]
     assert judged(alone, 71.3, "LeNet-300-100")[0] == "undecided, one run"  # its spread is that of the other row
     assert judged(alone, 71.5, "LeNet-300-100")[0] == "holds, one run"
-    assert judged(single, error, "LeNet-300-100")[2] == f"1.80 % (1 run) ≈ {part}"
+    assert judged(single, error, "LeNet-300-100")[2] == f"1.80 (± 0.14) % (1 run) ≈ {part}"  # by that of the row beside it
+    beside = spec.Claim("it is so", single, error, ["LeNet-300-100"], beside="compression")
+    assert index.judged(evidence, beside)[1:] == (
+        "1.92 % at 68× ≈ 1.92 % at 68×",
+        f"1.80 (± 0.14) % at 70× (1 run) ≈ {part} at 71×",
+    )
     evidence = replace(evidence, rows=once)
     assert judged(alone, 71.3, "LeNet-300-100")[0] == "holds, one run"
     assert judged(single, 1.93, "LeNet-300-100")[0] == "undecided, one run"  # of 10 000 images 180 +- 13 would be misread
     assert judged(single, 1.94, "LeNet-300-100")[0] == "holds, one run"
     evidence = replace(evidence, rows=[(once[0][0], [collect.Finding({"test": {"error": 1.8}})])])
     assert judged(single, 1.9, "LeNet-300-100")[0] == "holds"
-    assert judged(single, 1.8, "LeNet-300-100") == ("undecided", "1.92", "1.80 %")  # equal: a tie, even without spread
+    assert judged(single, 1.8, "LeNet-300-100") == ("undecided", "1.92 %", "1.80 %")  # equal: a tie, even without spread
     evidence = replace(evidence, rows=[(once[0][0], [collect.Finding({"compression": None})])])
     assert judged(68, alone, "LeNet-300-100") == ("**does not hold**", "68", "no weights left")
     assert index._word([True, False, None]) == "holds in 1 of 3, 1 undecided"
@@ -744,11 +749,16 @@ def test_the_index_counts_the_claims_of_each_paper(report: spec.Report, tmp_path
     ((_, page),) = index.page([evidence]).items()
     text = page.decode()
     counts = "Claims: 4, of which measured, some in part: 3. Hold: 1. Do not hold: 1. Undecided: 1. Not everywhere the same: 0."
+    each = "\nPublished figures that ours can fall short of, each counted in the first row that quotes it"
     assert f"\n{counts}\n" in text
     assert "Not measured yet; the tables say how long that takes:\n\n- unlike SWS (" in text
-    assert "\nPublished figures in its tables, whatever the method: 2 reached.\n" in text
+    assert f"{each}: 2 reached.\n" in text
     assert "Kingma" not in text  # no report on it
-    assert "the papers do not ask" not in text
+    assert "our own" not in text
+    assert "not measured yet: [mini](tables/mini.md)" in text
+    twice = [*evidence.rows, *((replace(row, label=f"{row.label}, again"), items) for row, items in evidence.rows)]
+    ((_, page),) = index.page([replace(evidence, rows=twice)]).items()
+    assert f"{each}: 2 reached.\n" in page.decode()
     evidence = replace(evidence, report=replace(report, claims=[replace(claims[0], ours=True), claims[1]]))
     ((_, page),) = index.page([evidence]).items()
     assert [line.split(".")[0] for line in page.decode().split("\n") if line.startswith("Claims:")] == [

@@ -17,6 +17,7 @@ from .spec import Column
 
 COLOURS = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#999999"]  # Okabe and Ito
 MARKERS = "osD^vP*X<>hd"
+LINES = ("-", "--", "-.", ":")
 GREY = "#777777"
 SHADES = [*COLOURS[:3], "#882255", *COLOURS[4:7], COLOURS[3]]  # eight that are far from GREY, and neighbours from each other
 DPI = 110
@@ -98,13 +99,14 @@ def training(evidence: Evidence, watched: Sequence[Watched]) -> dict[str, bytes]
         right = axis.twinx()
         for number, name in enumerate(lines[0]["sparsity"]):
             values = [line["sparsity"][name] for line in lines]
-            right.plot(epochs, values, "--", color=COLOURS[number % len(COLOURS)], label=f"sparsity of {name} (right)")
+            style = {"color": COLOURS[number % len(COLOURS)], "linestyle": LINES[(number + 1) % len(LINES)]}
+            right.plot(epochs, values, label=f"sparsity of {name} (right)", **style)
         right.set(ylabel="sparsity, %", ylim=(0, 101))
         handles = [*axis.get_lines(), *right.get_lines()]
         axis.legend(
             handles,
             [str(handle.get_label()) for handle in handles],
-            fontsize=7,
+            fontsize=8,
             frameon=False,
             loc="upper center",
             bbox_to_anchor=(0.5, -0.14),
@@ -119,9 +121,8 @@ def log_alpha(evidence: Evidence, watched: Sequence[Watched]) -> dict[str, bytes
     for axis, run in zip(axes, watched, strict=True):
         bins = run.seen["bins"]
         for number, (name, counts) in enumerate(zip(run.seen["layers"], run.seen["log_alpha"], strict=True)):
-            axis.stairs(
-                100.0 * counts / counts.sum(), bins, color=COLOURS[number % len(COLOURS)], label=str(name), linewidth=1.4
-            )
+            style = {"color": COLOURS[number % len(COLOURS)], "linestyle": LINES[number % len(LINES)]}
+            axis.stairs(100.0 * counts / counts.sum(), bins, label=str(name), linewidth=1.4, **style)
         if (threshold := getattr(run.run.config.method, "threshold", None)) is not None:
             axis.axvline(threshold, color="black", linestyle=":", label="removed from here")
         axis.set(
@@ -131,7 +132,7 @@ def log_alpha(evidence: Evidence, watched: Sequence[Watched]) -> dict[str, bytes
             yscale="log",
         )
         axis.yaxis.set_major_formatter("{x:g}")
-        axis.legend(fontsize=7, frameon=False, loc="upper center", bbox_to_anchor=(0.5, -0.17), ncols=5)
+        axis.legend(fontsize=8, frameon=False, loc="upper center", bbox_to_anchor=(0.5, -0.17), ncols=5)
     return {"png": _png(figure)}
 
 
@@ -204,7 +205,7 @@ def width(evidence: Evidence, watched: Sequence[Watched]) -> dict[str, bytes]:
         axis.yaxis.set_major_formatter("{x:g}×")
         axis.yaxis.set_minor_formatter("{x:g}×")
         for axis in axes[2 * index : 2 * index + 2]:
-            axis.legend(fontsize=7, frameon=False)
+            axis.legend(fontsize=8, frameon=False)
     return {"png": _png(figure)}
 
 
@@ -227,7 +228,7 @@ def depth(evidence: Evidence, watched: Sequence[Watched]) -> dict[str, bytes]:
         axis.set(ylabel=what, ylim=(0, 103))
         axis.tick_params(axis="x", labelrotation=60)
         axis.grid(alpha=0.3)
-        axis.legend(fontsize=7, frameon=False)
+        axis.legend(fontsize=8, frameon=False)
     return {"png": _png(figure)}
 
 

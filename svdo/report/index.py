@@ -20,26 +20,29 @@ from .spec import Claim, Column
 INTRODUCTION = """\
 # What was measured
 
-The claims of two papers and what our runs show. A claim *holds*, or does not, where figures are further apart than their
-spreads together, however far, and is *undecided* (≈) where they are not. [How verdicts are made](#how-verdicts-are-made)
-says more, after the claims; `svdo-report render all` writes this page from the records in `runs/` and `measured/`."""
+The claims of two papers and what our runs show; the [README](../README.md#what-came-out) says it in sentences. A claim *holds*
+where our figures are on the side that it names by more than their spread (±), by however much, *does not hold* where they are
+on the other side by more than that, and is *undecided* (≈) within. *Recalled*: the published figure or claim is quoted from
+memory. [How verdicts are made](#how-verdicts-are-made) follows the claims; `svdo-report render all` writes this page from the
+records in `runs/` and `measured/`."""
 VERDICTS = """\
 # How verdicts are made
 
 Figures stand in the order in which the claim names them: means over seeds, ± their standard deviation; of what was measured
 once, ± is the standard error. Spreads together are the root of the sum of the squares of both ±. For a single run the ± is
 the largest of a row beside it and, of a test error, at least that of drawing 10 000 test images (0.12 points at 1.5 %),
-which stands in for seeds: two equal methods of one run each come out as different, in one direction or the other, one time
-in three. With several seeds the ± is theirs alone, and a verdict is about these test images, on which the published errors
-were measured, too.
+which stands in for seeds and is in brackets, (± 0.12): two equal methods of one run each come out as different, in one
+direction or the other, one time in three. Where there is neither, no ± is written and the verdict only says which figure is
+larger. With several seeds the ± is theirs alone, and a verdict is about these test images, on which the published errors were
+measured, too.
 
 A published figure counts as reached at its last digit: 68 from 67.5 on. A bound beside ours that is no published figure is
-ours, or said in words. Published figures that were read off a plot have a ≈ where they are too close to be told apart.
-*Recalled*: quoted from memory, since the papers' full text was not at hand."""
+ours, or said in words. Published figures that were read off a plot have a ≈ where they are too close to be told apart. The
+papers' full text was not at hand, which is why some are recalled."""
 PAPERS = {
     "2017": "Variational Dropout Sparsifies Deep Neural Networks (Molchanov, Ashukha, Vetrov 2017)",
     "2015": "Variational Dropout and the Local Reparameterization Trick (Kingma, Salimans, Welling 2015)",
-    "": "Questions that the papers do not ask",
+    "": "Claims of our own",
 }
 TABLES = """\
 # Tables and figures
@@ -48,6 +51,7 @@ A published figure is *reached* where ours is at least as good at the digits sho
 worse, *short* where it is worse than that, and *open* where ours is not measured: these words are about distance, the
 verdicts above about order. An outcome is a run, or one row of a measurement; hours are those of its training or
 measurement, on the clock."""
+OURS = "No paper makes them, or theirs is about another recipe, or has figures that could not be read."
 DISTANCES = ("reached", "close", "short", "open")
 HOLDS, FAILS, TIE, UNKNOWN, ONCE = "holds", "**does not hold**", "undecided", "not measured yet", ", one run"
 TEST_IMAGES = 10_000  # of each of the data sets
@@ -76,7 +80,11 @@ def page(reports: Sequence[Evidence]) -> dict[Path, bytes]:
         distances = _distances([evidence for evidence in reports if paper and evidence.report.paper == paper])
         if asked:
             parts.append(f"## {title}")
-            parts += [f"Published figures in its tables, whatever the method: {distances}."] * bool(distances) + asked
+            quoted = (
+                f"Published figures that ours can fall short of, each counted in the first row that quotes it: {distances}."
+            )
+            parts += ([quoted] * bool(distances) if paper else [OURS]) + asked
+            parts += _open([evidence for evidence in reports if paper and evidence.report.paper == paper])
     parts += [VERDICTS, TABLES]
     for evidence in reports:
         parts += [f"## {evidence.report.title}", _status(evidence)]
@@ -105,10 +113,24 @@ def _claims(declared: Sequence[tuple[Evidence, Claim]]) -> list[str]:
     return parts + (["Not measured yet; the tables say how long that takes:", "\n".join(left)] if left else [])
 
 
+def _open(reports: Sequence[Evidence]) -> list[str]:
+    """A sentence on the tables that have outcomes without a figure, claimed about or not."""
+    counted = [(evidence, [item.record is not None for _, items in evidence.rows for item in items]) for evidence in reports]
+    unmeasured = [f"{_link(evidence)} {made.count(False)} of {len(made)}" for evidence, made in counted if not all(made)]
+    return (
+        [f"Outcomes of all rows, claimed about or not, that are not measured yet: {', '.join(unmeasured)}."]
+        if unmeasured
+        else []
+    )
+
+
 def judged(evidence: Evidence, claim: Claim) -> tuple[str, str, str]:
     """The verdict on it, the published figures, and ours that it rests on."""
     groups = list(dict.fromkeys(row.group for row, _ in evidence.rows if not claim.groups or row.group in claim.groups))
-    sides = [(group, _measured(evidence, claim.less, group), _measured(evidence, claim.more, group)) for group in groups]
+    sides = [
+        (group, _measured(evidence, claim.less, group, claim.beside), _measured(evidence, claim.more, group, claim.beside))
+        for group in groups
+    ]
     both = [(group, less, more) for group, less, more in sides if less is not None and more is not None]
     known = [(group, less, more) for group, less, more in both if less.text and more.text]
     orders = [_order(less, more) for _, less, more in known]
@@ -122,7 +144,7 @@ def judged(evidence: Evidence, claim: Claim) -> tuple[str, str, str]:
     once = bool(trained) and all(trained)
     word += ONCE * once
     if 0 < len(known) < len(both):
-        word += f" ({len(both) - len(known)} more {UNKNOWN})"
+        word += f" ({', '.join(group for group, less, more in both if not less.text or not more.text)} {UNKNOWN})"
     quoted = [_published(evidence, claim, group) for group, _, _ in known]
     compared = [
         _compared(claim, less, more, order, once, bool(text))
@@ -160,8 +182,8 @@ def _word(held: Sequence[bool | None]) -> str:
     return f"{word} in {count} of {len(held)}{ties}" if held else ""
 
 
-def _measured(evidence: Evidence, side: Any, group: str) -> Side | None:
-    """Ours, written as nothing where it is not measured; None where the group has no such row."""
+def _measured(evidence: Evidence, side: Any, group: str, beside: str = "") -> Side | None:
+    """Ours, written as nothing where it is not measured, with what stands beside it; None where the group has no such row."""
     if not isinstance(side, list):
         return Side(float(side), f"{side:g}")
     label, key, group = _place(side, group)
@@ -173,8 +195,11 @@ def _measured(evidence: Evidence, side: Any, group: str) -> Side | None:
                 return Side(0.0, "")
             part = f" ({found.n} of {len(items)} runs)" if found.n < len(items) else ""
             once = found.n == 1 and any(isinstance(item, Planned) for item in items)
-            text = render.measured_text(found, column) + " %" * ("%" in column.label) + part
             std = _spread(evidence, column, group, found.means[0]) if once else found.stds[0]
+            text = render.measured_text(found, column)
+            text += f" (± {format(std, column.format)})" * (once and std > 0) + _unit(column) + part
+            others = (measure(items, other) for other in evidence.report.columns if other.key == beside)
+            text += "".join(f" at {other.means[0]:.3g}×" for other in others if other)
             return Side(float(format(found.means[0], column.format)), text, std, once)
     return None
 
@@ -185,6 +210,10 @@ def _spread(evidence: Evidence, column: Column, group: str, mean: float) -> floa
     spreads = [found.stds[0] for found in several if found is not None and found.n > 1]
     sampling = [math.sqrt(mean * (100.0 - mean) / TEST_IMAGES)] if column.key == "test.error" else []
     return max([*spreads, *sampling], default=0.0)
+
+
+def _unit(column: Column) -> str:
+    return " %" * ("%" in column.label)
 
 
 def _place(side: Any, group: str) -> tuple[str, str, str]:
@@ -198,10 +227,15 @@ def _published(evidence: Evidence, claim: Claim, group: str) -> str:
     less, more = (_quoted(evidence, side, group) for side in (claim.less, claim.more))
     if less is None or more is None:
         return ""
+    key = next(side[1] for side in (claim.less, claim.more) if isinstance(side, list))
+    column = next(column for column in evidence.report.columns if column.key == key)
+    texts = [f"{figure:g}{_unit(column)}" for figure in (less, more)]
     if not isinstance(claim.less, list) or not isinstance(claim.more, list):
-        return f"{less if isinstance(claim.less, list) else more:g}"
-    reading = next(column.reading for column in evidence.report.columns if column.key == claim.less[1])
-    return f"{less:g} {SIGNS[None if abs(less - more) <= reading else less < more]} {more:g}"
+        return texts[0 if isinstance(claim.less, list) else 1]
+    if claim.beside:
+        ratios = [_quoted(evidence, [side[0], claim.beside, *side[2:]], group) for side in (claim.less, claim.more)]
+        texts = [text + f" at {ratio:.3g}×" * (ratio is not None) for text, ratio in zip(texts, ratios, strict=True)]
+    return f"{texts[0]} {SIGNS[None if abs(less - more) <= column.reading else less < more]} {texts[1]}"
 
 
 def _quoted(evidence: Evidence, side: Any, group: str) -> float | None:
@@ -222,8 +256,8 @@ def _trained_again(runs: Sequence[Planned]) -> list[str]:
         if drawn and record and drawn["test"] != record["test"]:
             error, ratio = drawn["test"]["error"], drawn["compression"]
             before = f"{record['test']['error']:.2f} %, {record['compression']:.1f}x"
-            again = f"of `{run.config.id}` trained again, by other code or on other threads: {error:.2f} %, {ratio:.1f}x"
-            said.append(f"Weights, thresholds and log alphas shown are {again}, where its record has {before}.")
+            again = f"are of `{run.config.id}` trained again, by other code or on other threads: {error:.2f} %, {ratio:.1f}x"
+            said.append(f"Weights, thresholds and log alphas in these figures {again}, where its record has {before}.")
     return said
 
 
@@ -247,14 +281,16 @@ def _status(evidence: Evidence) -> str:
 
 
 def _distances(reports: Sequence[Evidence]) -> str:
-    """How many of the published figures ours reach, come close to, or do not."""
-    words = [
-        verdict(measure(items, column), column, row.published.get(column.key))
-        for evidence in reports
-        for row, items in evidence.rows
-        for column in evidence.report.columns
-        if items
-    ]
+    """How many of the published figures ours reach, come close to, or do not; several rows may quote the same."""
+    found: dict[tuple[str, ...], str] = {}
+    for evidence in reports:
+        for row, items in evidence.rows:
+            for column in evidence.report.columns:
+                word = verdict(measure(items, column), column, row.published.get(column.key)) if items else ""
+                if word:
+                    method = next((item.config.method.name for item in items if isinstance(item, Planned)), row.label)
+                    found.setdefault((row.group, method, column.key, str(row.published[column.key])), word)
+    words = list(found.values())
     return ", ".join(f"{words.count(word)} {word}" for word in DISTANCES if word in words)
 
 

@@ -65,13 +65,15 @@ class Claim:
     """A statement of the papers that our figures decide: in every group of rows that has them, ``less`` is below ``more``.
 
     Each is a number, or a row's label, a column's key and, where it is not the group at hand, the row's group. ``groups`` are
-    those that count, left out all; ``ours`` says that no paper claims it.
+    those that count, left out all. ``beside`` is the key of a ratio that is written with both; ``ours`` says that no paper
+    claims it.
     """
 
     says: str = MISSING
     less: Any = MISSING
     more: Any = MISSING
     groups: list[str] = field(default_factory=list)
+    beside: str = ""
     ours: bool = False
 
 
