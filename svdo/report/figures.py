@@ -91,16 +91,16 @@ def tradeoff(evidence: Evidence, watched: Sequence[Watched]) -> dict[str, bytes]
 def training(evidence: Evidence, watched: Sequence[Watched]) -> dict[str, bytes]:
     """Test error and the sparsity of each layer after every epoch."""
     figure, axes = _subplots(len(watched), width=5.2, height=3.8)
+    styles = _layer_styles(watched)
     for axis, run in zip(axes, watched, strict=True):
         lines = run.run.run.epochs()
         epochs, held_out = [line["epoch"] for line in lines], "test" if "test_error" in lines[0] else "validation"
         axis.plot(epochs, [line[f"{held_out}_error"] for line in lines], color="black", label=f"{held_out} error (left)")
         axis.set(title=run.title, xlabel="epoch", ylabel=f"{held_out} error, %", ylim=(0, None))
         right = axis.twinx()
-        for number, name in enumerate(lines[0]["sparsity"]):
+        for name in lines[0]["sparsity"]:
             values = [line["sparsity"][name] for line in lines]
-            style = {"color": COLOURS[number % len(COLOURS)], "linestyle": LINES[(number + 1) % len(LINES)]}
-            right.plot(epochs, values, label=f"sparsity of {name} (right)", **style)
+            right.plot(epochs, values, label=f"sparsity of {name} (right)", **styles[name])
         right.set(ylabel="sparsity, %", ylim=(0, 101))
         handles = [*axis.get_lines(), *right.get_lines()]
         axis.legend(
@@ -118,11 +118,11 @@ def training(evidence: Evidence, watched: Sequence[Watched]) -> dict[str, bytes]
 def log_alpha(evidence: Evidence, watched: Sequence[Watched]) -> dict[str, bytes]:
     """The distribution of log alpha in each layer after training, and the threshold."""
     figure, axes = _subplots(len(watched), width=5.2, height=3.6)
+    styles = _layer_styles(watched)
     for axis, run in zip(axes, watched, strict=True):
         bins = run.seen["bins"]
-        for number, (name, counts) in enumerate(zip(run.seen["layers"], run.seen["log_alpha"], strict=True)):
-            style = {"color": COLOURS[number % len(COLOURS)], "linestyle": LINES[number % len(LINES)]}
-            axis.stairs(100.0 * counts / counts.sum(), bins, label=str(name), linewidth=1.4, **style)
+        for name, counts in zip(run.seen["layers"], run.seen["log_alpha"], strict=True):
+            axis.stairs(100.0 * counts / counts.sum(), bins, label=str(name), linewidth=1.4, **styles[str(name)])
         if (threshold := getattr(run.run.config.method, "threshold", None)) is not None:
             axis.axvline(threshold, color="black", linestyle=":", label="removed from here")
         axis.set(
@@ -134,6 +134,12 @@ def log_alpha(evidence: Evidence, watched: Sequence[Watched]) -> dict[str, bytes
         axis.yaxis.set_major_formatter("{x:g}")
         axis.legend(fontsize=8, frameon=False, loc="upper center", bbox_to_anchor=(0.5, -0.17), ncols=5)
     return {"png": _png(figure)}
+
+
+def _layer_styles(watched: Sequence[Watched]) -> dict[str, dict[str, Any]]:
+    """A colour and a line for each layer's name, the same in every panel."""
+    names = dict.fromkeys(str(name) for run in watched for name in run.seen["layers"])
+    return {name: {"color": COLOURS[i % 8], "linestyle": LINES[i % len(LINES)]} for i, name in enumerate(names)}
 
 
 def thinning(evidence: Evidence, watched: Sequence[Watched]) -> dict[str, bytes]:
@@ -210,32 +216,20 @@ def width(evidence: Evidence, watched: Sequence[Watched]) -> dict[str, bytes]:
 
 
 def depth(evidence: Evidence, watched: Sequence[Watched]) -> dict[str, bytes]:
-    """Of each network that lost weights, the sparsity of every layer and, beside a dense one, the share of its units left."""
-    dense = {row.group: np.array(units.means) for row, items in evidence.rows if (units := _dense(items))}
-    shown = [(row, items, found) for row, items in evidence.rows if (found := measure(items, Column("layers.sparsity")))]
-    shown = [(row, items, found) for row, items, found in shown if any(found.means)]
+    """The sparsity of every layer of each network that lost weights."""
+    sparse = [(row, items, found) for row, items in evidence.rows if (found := measure(items, Column("layers.sparsity")))]
+    shown = [(row, items, found) for row, items, found in sparse if any(found.means)]
     if not shown:
         return {}
-    figure, (left, right) = _subplots(2, width=5.6, height=3.8)
-    for number, (row, items, sparse) in enumerate(shown):
+    figure, (axis,) = _subplots(1, width=7.0, height=3.8)
+    for number, (row, items, found) in enumerate(shown):
         names = next([layer["name"] for layer in record["layers"]] for item in items if (record := item.record))
-        units = measure(items, Column("layers.outputs"))
-        style = {"label": f"{row.label}, {row.group}", "markersize": 4, **_style(number)}
-        left.plot(names, sparse.means, **style)
-        if units and row.group in dense:
-            right.plot(names, 100.0 * np.array(units.means) / dense[row.group], **style)
-    for axis, what in ((left, "weights removed, %"), (right, "units with a weight left, %")):
-        axis.set(ylabel=what, ylim=(0, 103))
-        axis.tick_params(axis="x", labelrotation=60)
-        axis.grid(alpha=0.3)
-        axis.legend(fontsize=8, frameon=False)
+        axis.plot(names, found.means, label=f"{row.label}, {row.group}", markersize=4, **_style(number))
+    axis.set(ylabel="weights removed, %", ylim=(0, 103))
+    axis.tick_params(axis="x", labelrotation=60)
+    axis.grid(alpha=0.3)
+    axis.legend(fontsize=8, frameon=False)
     return {"png": _png(figure)}
-
-
-def _dense(items: Sequence[Any]) -> Measured | None:
-    """The units per layer of a row that has all its weights."""
-    sparse = measure(items, Column("layers.sparsity"))
-    return None if sparse is None or any(sparse.means) else measure(items, Column("layers.outputs"))
 
 
 def regularisers(evidence: Evidence, watched: Sequence[Watched]) -> dict[str, bytes]:
@@ -315,6 +309,8 @@ def _swept_key(rows: Rows) -> str:
 
 def parameterization(evidence: Evidence, watched: Sequence[Watched]) -> dict[str, bytes]:
     """Minus the lower bound and sparsity after every epoch, with their spread; the variance of theta's gradient over alpha."""
+    from matplotlib.ticker import LogLocator
+
     assert evidence.measured is not None
     figure, (bound, sparse, variance) = _subplots(3, width=3.5, height=3.7)
     for number, (row, items) in enumerate(item for item in evidence.rows if not item[0].measured):
@@ -330,7 +326,9 @@ def parameterization(evidence: Evidence, watched: Sequence[Watched]) -> dict[str
         by_alpha = {float(at): value for at, value in evidence.measured[name][0]["variance"].items()}
         variance.plot(list(by_alpha), list(by_alpha.values()), label=label, markersize=4, **style)
     bound.set(xlabel="epoch", ylabel="− lower bound per example, nats", yscale="log")
+    bound.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     bound.yaxis.set_major_formatter("{x:g}")
+    bound.yaxis.set_minor_formatter("")
     sparse.set(xlabel="epoch", ylabel="weights with log α ≥ 3, %")
     variance.set(xlabel="log α", xticks=range(-8, 5, 2), ylabel="gradient variance of θ, first layer", yscale="log")
     variance.set_title("one dense network, one α for all", fontsize="medium")

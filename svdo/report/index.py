@@ -20,27 +20,34 @@ from .spec import Claim, Column
 INTRODUCTION = """\
 # What was measured
 
-The claims of two papers and what our runs show; the [README](../README.md#what-came-out) says it in sentences. A claim *holds*
-where our figures are on the side that it names by more than their spread (±) once, which is weak evidence, *does not hold*
-where they are on the other side by more than that, and is *undecided* (≈) within; how large a difference is, the figures say.
-*Recalled*: the published figure or claim is quoted from memory. *Authors' schedule*: their script's 200 epochs; *our schedule*:
-60 (LeNet-300-100) or 55, the KL weighted by more than 1 for a while, chosen on held-out images. [How verdicts are
-made](#how-verdicts-are-made) follows the claims; `svdo-report render all` writes this page from the records in `runs/` and
-`measured/`."""
+Which claims of two papers hold in our runs, and by how much. The [README](../README.md#what-came-out) says it in sentences and
+explains [models and methods](../README.md#on-the-command-line).
+
+- *Holds*: our figures are on the side that the claim names by more than their spread (±) once, which is weak evidence.
+  *Does not hold*: they are on the other side by more than that. *Undecided* (≈): within.
+- *By*: how far ours are on the claim's side, in points of percent or as a factor; under 0, or under 1×, they are on the other.
+- *±*: standard deviation over seeds. *One run*: there are no seeds; a spread in brackets is [borrowed](#how-verdicts-are-made),
+  and without any the verdict only says which figure is larger.
+- *Reached*: a published figure that ours is at least as good as, at the digits shown. *Close*: ours is at most a tenth worse.
+  *Short*: worse than that. *Open*: ours is not measured.
+- *Recalled*: the published figure or claim is quoted from memory, as the papers' full text was not at hand.
+- *Sparse VD*, of the LeNets, is by *our schedule* where nothing else is said: 60 epochs (LeNet-300-100) or 55, the KL weighted
+  by more than 1 for a while, chosen on held-out images but for what [settings](settings.md) names. *Authors' schedule*: their
+  script's 200 epochs. *Our recipe*, of VGG: augmented images, a dense start, a KL weight of 0.02."""
 VERDICTS = """\
 # How verdicts are made
 
-Figures stand in the order in which the claim names them: means over seeds, ± their standard deviation; of what was measured
-once, ± is the standard error. Spreads together are the root of the sum of the squares of both ±. For a single run the ± is
-the largest of a row beside it and, of a test error, at least that of drawing 10 000 test images (0.12 points at 1.5 %),
-which stands in for seeds and is in brackets, (± 0.12): two equal methods of one run each come out as different, in one
-direction or the other, one time in three. Where there is neither, no ± is written and the verdict only says which figure is
-larger. With several seeds the ± is theirs alone, and a verdict is about these test images, on which the published errors were
-measured, too.
+Figures stand in the order in which the claim names them, and a verdict is about these test images, on which the published
+errors were measured, too.
 
-A published figure counts as reached at its last digit: 68 from 67.5 on. A bound beside ours that is no published figure is
-ours, or said in words. Published figures that were read off a plot have a ≈ where they are too close to be told apart. The
-papers' full text was not at hand, which is why some are recalled."""
+- Several seeds: the mean, ± the standard deviation. A measurement made once: ± the standard error.
+- A single run: (±) is the largest spread of a row beside it and, of a test error, at least that of drawing 10 000 test images
+  (0.12 points at 1.5 %). Two equal methods of one run each then come out as different one time in three.
+- Two spreads together are the root of the sum of their squares.
+- A published figure counts as reached at its last digit: 68 from 67.5 on. Published figures that were read off a plot have a ≈
+  where they are too close to be told apart. A bound beside ours that is no published figure is ours, or said in words.
+
+`svdo-report render all` writes this page from the records in `runs/` and `measured/`."""
 PAPERS = {
     "2017": "Variational Dropout Sparsifies Deep Neural Networks (Molchanov, Ashukha, Vetrov 2017)",
     "2015": "Variational Dropout and the Local Reparameterization Trick (Kingma, Salimans, Welling 2015)",
@@ -49,13 +56,10 @@ PAPERS = {
 TABLES = """\
 # Tables and figures
 
-A published figure is *reached* where ours is at least as good at the digits shown, *close* where it is at most a tenth
-worse, *short* where it is worse than that, and *open* where ours is not measured: these words are about distance, the
-verdicts above about order. An outcome is a run, or one row of a measurement; hours are those of its training or
-measurement, on the clock."""
+*Reached*, *close*, *short* and *open* are about distance, the verdicts above about order. An outcome is a run, or one row of a
+measurement; hours are those of its training or measurement, on the clock."""
 OURS = """\
-No paper makes them, or theirs is about another recipe, as VGG's is, or another machine, or has figures that could not be
-read."""
+No paper makes them, or theirs is about another machine, or has figures that could not be read."""
 DISTANCES = ("reached", "close", "short", "open")
 VARIATIONAL = ("sparsevd", "vd_a", "vd_a2", "vd_b")
 HOLDS, FAILS, TIE, UNKNOWN, ONCE = "holds", "**does not hold**", "undecided", "not measured yet", ", one run"
@@ -103,9 +107,9 @@ def _counts(reports: Sequence[Evidence]) -> list[str]:
     found = _verdicts(reports)
     own = {quoted: word for quoted, word in found.items() if quoted[1] in VARIATIONAL}
     others = {quoted: word for quoted, word in found.items() if quoted not in own}
-    kinds = (("of variational dropout", own), ("of other methods, and measured without training", others))
+    kinds = (("of variational dropout", own), ("of anything else", others))
     counted = "; ".join(f"{kind}, {_tally(words)}" for kind, words in kinds if words)
-    said = "Published figures that ours can fall short of, each counted in the first row that quotes it, be it by our recipe"
+    said = "Published figures that ours can fall short of, each in the first row that quotes it, which may be by our schedule"
     return [f"{said}: {counted}."] if counted else []
 
 
@@ -114,13 +118,19 @@ def _claims(declared: Sequence[tuple[Evidence, Claim]]) -> list[str]:
     claims = [(evidence, claim, *judged(evidence, claim)) for evidence, claim in declared]
     if not claims:
         return []
-    rows = [[word, claim.says, *figures, _link(evidence)] for evidence, claim, word, *figures in claims if word != UNKNOWN]
-    words = [row[0].partition(" (")[0].removesuffix(ONCE) for row in rows]
-    held, failed, tied = words.count(HOLDS), words.count(FAILS), words.count(TIE)
-    counts = f"Claims: {len(claims)}, of which measured, some in part: {len(rows)}. Hold: {held}. Do not hold: {failed}."
-    parts = [f"{counts} Undecided: {tied}. Not everywhere the same: {len(rows) - held - failed - tied}."]
+    made = [(evidence, claim, found) for evidence, claim, *found in claims if found[0] != UNKNOWN]
+    rows = [[*found[:2], f"{claim.says} ({_link(evidence)})", *found[2:]] for evidence, claim, found in made]
+    words = [row[0].partition(" (")[0] for row in rows]
+    counted, rest = [], len(rows)
+    for name, word in (("Hold", HOLDS), ("Do not hold", FAILS), ("Undecided", TIE)):
+        once = words.count(word + ONCE)
+        number = words.count(word) + once
+        rest -= number
+        counted.append(f"{name}: {number}" + f", of which from one run: {once}" * bool(once))
+    parts = [f"Claims: {len(claims)}, of which measured, some in part: {len(rows)}. {'. '.join(counted)}."]
+    parts[0] += f" Not everywhere the same: {rest}."
     if rows:
-        headers = ["verdict", "claim", "published", "ours", "table"]
+        headers = ["verdict", "by", "claim (table)", "published", "ours"]
         parts.append(tabulate(rows, headers, tablefmt="github", disable_numparse=True))
     left = [f"- {claim.says} ({_link(evidence)})" for evidence, claim, word, *_ in claims if word == UNKNOWN]
     return parts + (["Not measured yet; the tables say how long that takes:", "\n".join(left)] if left else [])
@@ -140,11 +150,11 @@ def _open(reports: Sequence[Evidence]) -> list[str]:
     return [f"{said}: {'; '.join(unmeasured)}."] if unmeasured else []
 
 
-def judged(evidence: Evidence, claim: Claim) -> tuple[str, str, str]:
-    """The verdict on it, the published figures, and ours that it rests on."""
+def judged(evidence: Evidence, claim: Claim) -> tuple[str, str, str, str]:
+    """The verdict on it, by how much, the published figures, and ours that it rests on."""
     groups = list(dict.fromkeys(row.group for row, _ in evidence.rows if not claim.groups or row.group in claim.groups))
     sides = [
-        (group, _measured(evidence, claim.less, group, claim.beside), _measured(evidence, claim.more, group, claim.beside))
+        (group, _measured(evidence, claim, claim.less, group), _measured(evidence, claim, claim.more, group))
         for group in groups
     ]
     both = [(group, less, more) for group, less, more in sides if less is not None and more is not None]
@@ -160,16 +170,45 @@ def judged(evidence: Evidence, claim: Claim) -> tuple[str, str, str]:
     once = bool(trained) and all(trained)
     word += ONCE * once
     if 0 < len(known) < len(both):
-        word += f" ({', '.join(group for group, less, more in both if not less.text or not more.text)} {UNKNOWN})"
+        word += f" ({len(both) - len(known)} of {len(both)} open)"
     quoted = [_published(evidence, claim, group) for group, _, _ in known]
     compared = [
         _compared(claim, less, more, order, once, bool(text))
         for (_, less, more), order, text in zip(known, orders, quoted, strict=True)
     ]
+    margins = [_margin(evidence, claim, group, less, more) for group, less, more in known]
     names = [f"{group}: " if len(both) > 1 else "" for group, _, _ in known]
-    cells = (BREAK.join(name + text for name, text in zip(names, texts, strict=True) if text) for texts in (quoted, compared))
-    published, ours = cells
-    return word, published, ours
+    columns = (margins, quoted, compared)
+    by, published, ours = (BREAK.join(n + text for n, text in zip(names, texts, strict=True) if text) for texts in columns)
+    return word, by, published, ours
+
+
+def _column(evidence: Evidence, claim: Claim, side: Any = None) -> Column:
+    """The column of one side's figures, or, where that is a number, of the other's."""
+    key = next(each[1] for each in (side, claim.less, claim.more) if isinstance(each, list))
+    return next(column for column in evidence.report.columns if column.key == key)
+
+
+def _margin(evidence: Evidence, claim: Claim, group: str, less: Side, more: Side) -> str:
+    """How far ours are on the claim's side: from each other, or from the published figure that the claim's bound stands for."""
+    low, high, column = less.mean, more.mean, _column(evidence, claim)
+    if not isinstance(claim.less, list):
+        low = _meant(low, _quoted(evidence, claim.more, group))
+    if not isinstance(claim.more, list):
+        high = _meant(high, _quoted(evidence, claim.less, group))
+    if not math.isfinite(low + high):
+        return ""
+    if _unit(column):
+        return f"{format(high - low, '+' + column.format)} points"
+    return f"{high / low:.3g}×" if low > 0 else ""
+
+
+def _meant(bound: float, published: float | None) -> float:
+    """The published figure where a bound is no further from it than its last digit can be."""
+    if published is None:
+        return bound
+    last = 10.0 ** -len(f"{published:g}".partition(".")[2])
+    return published if abs(bound - published) < 0.51 * last else bound
 
 
 def _compared(claim: Claim, less: Side, more: Side, order: bool | None, once: bool, quoted: bool) -> str:
@@ -193,17 +232,17 @@ def _order(less: Side, more: Side) -> bool | None:
 def _word(held: Sequence[bool | None]) -> str:
     if len(set(held)) == 1:
         return {True: HOLDS, False: FAILS, None: TIE}[held[0]]
-    ties = f", {held.count(None)} {TIE}" * (None in held)
-    word, count = (HOLDS, held.count(True)) if True in held else (FAILS, held.count(False))
-    return f"{word} in {count} of {len(held)}{ties}" if held else ""
+    ways = ((True, HOLDS), (False, FAILS), (None, TIE))
+    first, *others = [(word, held.count(way)) for way, word in ways if way in held] or [("", 0)]
+    return f"{first[0]} in {first[1]} of {len(held)}" + "".join(f", {word} in {n}" for word, n in others) if held else ""
 
 
-def _measured(evidence: Evidence, side: Any, group: str, beside: str = "") -> Side | None:
+def _measured(evidence: Evidence, claim: Claim, side: Any, group: str) -> Side | None:
     """Ours, written as nothing where it is not measured, with what stands beside it; None where the group has no such row."""
+    column = _column(evidence, claim, side)
     if not isinstance(side, list):
-        return Side(float(side), f"{side:g}")
-    label, key, group = _place(side, group)
-    column = next(column for column in evidence.report.columns if column.key == key)
+        return Side(float(side), f"{side:g}{_unit(column)}")
+    label, _, group = _place(side, group)
     for row, items in evidence.rows:
         if (row.group, row.label) == (group, label):
             found = measure(items, column)
@@ -214,8 +253,9 @@ def _measured(evidence: Evidence, side: Any, group: str, beside: str = "") -> Si
             std = _spread(evidence, column, group, found.means[0]) if once else found.stds[0]
             text = render.measured_text(found, column)
             text += f" (± {format(std, column.format)})" * (once and std > 0) + _unit(column) + part
-            others = (measure(items, other) for other in evidence.report.columns if other.key == beside)
-            text += "".join(f" at {other.means[0]:.3g}×" for other in others if other)
+            for other in evidence.report.columns:
+                if other.key == claim.beside and (ratio := measure(items, other)):
+                    text += f" at {format(ratio.means[0], other.format)}×"
             return Side(float(format(found.means[0], column.format)), text, std, once)
     return None
 
@@ -243,8 +283,7 @@ def _published(evidence: Evidence, claim: Claim, group: str) -> str:
     less, more = (_quoted(evidence, side, group) for side in (claim.less, claim.more))
     if less is None or more is None:
         return ""
-    key = next(side[1] for side in (claim.less, claim.more) if isinstance(side, list))
-    column = next(column for column in evidence.report.columns if column.key == key)
+    column = _column(evidence, claim)
     texts = [f"{figure:g}{_unit(column)}" for figure in (less, more)]
     if not isinstance(claim.less, list) or not isinstance(claim.more, list):
         return texts[0 if isinstance(claim.less, list) else 1]
@@ -272,8 +311,8 @@ def _trained_again(runs: Sequence[Planned]) -> list[str]:
         if drawn and record and drawn["test"] != record["test"]:
             error, ratio = drawn["test"]["error"], drawn["compression"]
             before = f"{record['test']['error']:.2f} %, {record['compression']:.1f}x"
-            again = f"are of `{run.config.id}` trained again, by other code or on other threads: {error:.2f} %, {ratio:.1f}x"
-            said.append(f"Weights, thresholds and log alphas in these figures {again}, where its record has {before}.")
+            again = f"is from training it again, by other code or on other threads: {error:.2f} %, {ratio:.1f}x"
+            said.append(f"What these figures show of `{run.config.id}` {again}, where its record has {before}.")
     return said
 
 
@@ -323,6 +362,7 @@ def _provenance(records: Sequence[Record]) -> str:
     devices += [f"{' or '.join(map(str, threads))} thread{'s' * (threads != [1])}"] * bool(threads)
     precisions, versions = (sorted({source[key] for source in sources}) for key in ("precision", "torch"))
     seconds = sum(record["seconds"] for record in records)
-    time = f"{seconds / 3600:.1f} hours" if seconds > 3600 else f"{seconds / 60:.1f} minutes"
+    minutes = f"{seconds / 60:.1f} minutes" if seconds >= 60 else "under a minute"
+    time = f"{seconds / 3600:.1f} hours" if seconds > 3600 else minutes
     parts = [*devices, *precisions, *(f"torch {version}" for version in versions)]
     return f"{time} on {', '.join(parts)}, {' to '.join(dict.fromkeys((days[0], days[-1])))}"
