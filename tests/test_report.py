@@ -669,22 +669,25 @@ def test_a_claim_is_judged_group_by_group(report: spec.Report, tmp_path: Path) -
     def judged(less: Any, more: Any, group: str = "") -> tuple[str, ...]:
         return index.judged(evidence, spec.Claim("it is so", less, more, [group] * bool(group)))
 
-    part = "1.90 ± 0.14 % (2 of 3 runs)"
-    assert judged(67.5, ratio, "LeNet-300-100") == ("holds", "1.04×", "68", "71.0 ± 1.4 (2 of 3 runs)")
-    assert judged(error, 1.7, "LeNet-300-100") == ("**does not hold**", "-0.20 points", "1.92 %", part)
+    part = "1.90 ± 0.14 % (2 of 3 seeds so far)"
+    assert judged(67.5, ratio, "LeNet-300-100") == ("holds", "1.04×", "68", "71.0 ± 1.4 (2 of 3 seeds so far)")
+    assert judged(error, 1.7, "LeNet-300-100") == ("**does not hold**", "-0.20 points", "1.92 %", f"{part} > 1.7 %")
     assert judged(error, 1.925, "LeNet-300-100")[1] == "+0.02 points"  # 1.92 was published
     assert judged(60, ratio, "LeNet-300-100")[1] == "1.18×"  # not of what was published
+    assert judged(60, ratio, "LeNet-300-100")[3] == "60 < 71.0 ± 1.4 (2 of 3 seeds so far)"
     assert judged(error, 1.93, "LeNet-300-100")[0] == judged(error, 1.87, "LeNet-300-100")[0] == "undecided"
     assert judged(error, 1.93, "third") == ("not measured yet", "", "", "")
     assert judged(error, ["SWS", "test.error"]) == ("not measured yet", "", "", "")  # quoted only
     quoted = "LeNet-300-100: 1.92 %<br>other: 1.92 %"
     by = "LeNet-300-100: +3.10 points<br>other: +3.10 points"
-    assert judged(error, 5) == ("holds (1 of 3 open)", by, quoted, f"LeNet-300-100: {part}<br>other: {part}")
+    ours = f"LeNet-300-100: {part} < 5 %<br>other: {part} < 5 %"  # the bound is not what was published
+    assert judged(error, 5) == ("holds (1 of 3 not measured yet)", by, quoted, ours)
     assert judged([*error, "LeNet-300-100"], 5, "third")[0] == "holds"  # one side of another group
     unlike = replace(rows[1][0], published={})
     evidence = replace(evidence, rows=[*rows, *((replace(unlike, group="other"), items) for row, items in rows[1:])])
-    assert judged(error, 5)[2:] == ("LeNet-300-100: 1.92 %", f"LeNet-300-100: {part}<br>other: {part} < 5 %")  # ours, the bound
-    assert judged(1, error)[2:] == ("LeNet-300-100: 1.92 %", f"LeNet-300-100: {part}<br>other: 1 % < {part}")
+    ours = f"LeNet-300-100: {part}<br>other: {part} ≈ 1.92 %"
+    assert judged(error, 1.92)[2:] == ("LeNet-300-100: 1.92 %", ours)  # published of one of them alone
+    assert judged(1.92, error)[2:] == ("LeNet-300-100: 1.92 %", f"LeNet-300-100: {part}<br>other: 1.92 % ≈ {part}")
     once = [(replace(rows[1][0], label="once"), rows[1][1][:1])]  # its error is 1.8, of one run
     single = ["once", "test.error"]
     evidence = replace(evidence, rows=[*rows, *once])
@@ -703,15 +706,11 @@ def test_a_claim_is_judged_group_by_group(report: spec.Report, tmp_path: Path) -
     assert judged(single, 1.93, "LeNet-300-100")[0] == "undecided, one run"  # of 10 000 images 180 +- 13 would be misread
     assert judged(single, 1.94, "LeNet-300-100")[0] == "holds, one run"
     evidence = replace(evidence, rows=[(once[0][0], [collect.Finding({"test": {"error": 1.8}})])])
-    assert judged(single, 1.9, "LeNet-300-100")[0] == "holds"
-    assert judged(single, 1.8, "LeNet-300-100") == (
-        "undecided",
-        "+0.00 points",
-        "1.92 %",
-        "1.80 %",
-    )  # equal: a tie, even without spread
+    assert judged(single, 1.9, "LeNet-300-100")[0] == "holds, measured once"
+    tie = "undecided, measured once", "+0.00 points", "1.92 %", "1.80 % ≈ 1.8 %"
+    assert judged(single, 1.8, "LeNet-300-100") == tie  # equal, even without spread
     evidence = replace(evidence, rows=[(once[0][0], [collect.Finding({"compression": None})])])
-    assert judged(68, alone, "LeNet-300-100") == ("**does not hold**", "", "68", "no weights left")
+    assert judged(68, alone, "LeNet-300-100") == ("**does not hold**, measured once", "", "68", "no weights left")
     assert index._word([True, False, None]) == "holds in 1 of 3, **does not hold** in 1, undecided in 1"
     assert index._word([False, False, None]) == "**does not hold** in 2 of 3, undecided in 1"
     assert index._word([True, None]) == "holds in 1 of 2, undecided in 1"
@@ -735,7 +734,8 @@ def test_a_claim_shows_how_the_published_figures_compare_beside_ours(tmp_path: P
         found = index.judged(replace(evidence, report=replace(evidence.report, columns=columns)), claim)
         theirs, ours = f"a: 1 < 2<br>b: 1.29 {sign} 1.28<br>c: 2 > 1", "a: 1.00 < 2.00<br>b: 1.50 ≈ 1.50<br>c: 2.00 > 1.00"
         by = "a: 2×<br>b: 1×<br>c: 0.5×"
-        assert found == ("holds in 1 of 3, **does not hold** in 1, undecided in 1", by, theirs, ours)
+        word = "holds in 1 of 3, **does not hold** in 1, undecided in 1, measured once"
+        assert found == (word, by, theirs, ours)
 
 
 def test_the_page_says_where_a_figure_shows_a_network_trained_again(tmp_path: Path) -> None:
@@ -756,16 +756,19 @@ def test_the_index_counts_the_claims_of_each_paper(report: spec.Report, tmp_path
     error = ["Sparse VD", "test.error"]
     claims = [spec.Claim(says, error, bound) for says, bound in (("little", 5), ("less", 1), ("as much", 1.8))]
     claims.append(spec.Claim("unlike SWS", error, ["SWS", "test.error"]))
-    report = replace(report, paper="2017", claims=claims)
+    report = replace(report, paper="2017", claims=claims, findings=["It came out so."])
     evidence = replace(evidence_of(collected(report, tmp_path), tmp_path), report=report)
     ((_, page),) = index.page([evidence]).items()
     text = page.decode()
-    once = ", of which from one run: 1"
+    once = " (1 by one run or measurement)"
     words = f"Hold: 1{once}. Do not hold: 1{once}. Undecided: 1{once}. Not everywhere the same: 0."
     counts = f"Claims: 4, of which measured, some in part: 3. {words}"
     said = "Published figures that ours can fall short of, each in the first row that quotes it, which may be by our schedule"
     each = f"\n{said}"
     assert f"\n{counts}\n" in text
+    assert "In short:\n\n- It came out so. ([mini](tables/mini.md))\n" in text
+    toys = [replace(evidence, report=replace(report, quick=True))]
+    assert "came out so" not in "".join(page.decode() for page in index.page(toys).values())
     assert "Not measured yet; the tables say how long that takes:\n\n- unlike SWS (" in text
     assert f"{each}: of variational dropout, 2 reached.\n" in text
     assert "Kingma" not in text  # no report on it

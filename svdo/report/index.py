@@ -20,14 +20,16 @@ from .spec import Claim, Column
 INTRODUCTION = """\
 # What was measured
 
-Which claims of two papers hold in our runs, and by how much. The [README](../README.md#what-came-out) says it in sentences and
-explains [models and methods](../README.md#on-the-command-line).
+Which claims of two papers hold in our runs, and by how much; the README explains [models and
+methods](../README.md#on-the-command-line).
 
-- *Holds*: our figures are on the side that the claim names by more than their spread (±) once, which is weak evidence.
-  *Does not hold*: they are on the other side by more than that. *Undecided* (≈): within.
+- *Holds*: ours are on the claim's side by more than one spread, or reach a published bound to its last digit. *Does not hold*:
+  they are on the other side by more than one spread. *Undecided* (≈): within. One spread is weak evidence: two equal methods of
+  one run each differ by more one time in three.
 - *By*: how far ours are on the claim's side, in points of percent or as a factor; under 0, or under 1×, they are on the other.
-- *±*: standard deviation over seeds. *One run*: there are no seeds; a spread in brackets is [borrowed](#how-verdicts-are-made),
-  and without any the verdict only says which figure is larger.
+- *±*: standard deviation over seeds. *One run*: there are no seeds; (±) is the sampling error of a test error or, if larger,
+  the spread over seeds of a row beside it. *Measured once*: a computation or a timing, or one network whose ± is a standard
+  error. Without ± the verdict only says which figure is larger.
 - *Reached*: a published figure that ours is at least as good as, at the digits shown. *Close*: ours is at most a tenth worse.
   *Short*: worse than that. *Open*: ours is not measured.
 - *Recalled*: the published figure or claim is quoted from memory, as the papers' full text was not at hand.
@@ -37,13 +39,11 @@ explains [models and methods](../README.md#on-the-command-line).
 VERDICTS = """\
 # How verdicts are made
 
-Figures stand in the order in which the claim names them, and a verdict is about these test images, on which the published
+The figure that the claim expects to be smaller stands first. A verdict is about these test images, on which the published
 errors were measured, too.
 
-- Several seeds: the mean, ± the standard deviation. A measurement made once: ± the standard error.
-- A single run: (±) is the largest spread of a row beside it and, of a test error, at least that of drawing 10 000 test images
-  (0.12 points at 1.5 %). Two equal methods of one run each then come out as different one time in three.
-- Two spreads together are the root of the sum of their squares.
+- The spread of a single run: the largest of a row beside it, in brackets, and of a test error at least that of drawing 10 000
+  test images (0.12 points at 1.5 %). Two spreads together are the root of the sum of their squares.
 - A published figure counts as reached at its last digit: 68 from 67.5 on. Published figures that were read off a plot have a ≈
   where they are too close to be told apart. A bound beside ours that is no published figure is ours, or said in words.
 
@@ -62,7 +62,8 @@ OURS = """\
 No paper makes them, or theirs is about another machine, or has figures that could not be read."""
 DISTANCES = ("reached", "close", "short", "open")
 VARIATIONAL = ("sparsevd", "vd_a", "vd_a2", "vd_b")
-HOLDS, FAILS, TIE, UNKNOWN, ONCE = "holds", "**does not hold**", "undecided", "not measured yet", ", one run"
+HOLDS, FAILS, TIE, UNKNOWN = "holds", "**does not hold**", "undecided", "not measured yet"
+ONE_RUN, ONE_MEASUREMENT = "one run", "measured once"
 TEST_IMAGES = 10_000  # of each of the data sets
 BREAK = "<br>"  # of a line within a cell
 SIGNS = {True: "<", False: ">", None: "≈"}
@@ -75,7 +76,7 @@ class Side:
     mean: float
     text: str
     std: float = 0.0
-    once: bool = False  # whether it is from a single run
+    once: str = ""  # what it is a single one of, if it is
 
 
 def page(reports: Sequence[Evidence]) -> dict[Path, bytes]:
@@ -87,10 +88,9 @@ def page(reports: Sequence[Evidence]) -> dict[Path, bytes]:
         claims = [(evidence, claim) for evidence in reports for claim in evidence.report.claims]
         asked = _claims([(e, c) for e, c in claims if paper == ("" if c.ours else e.report.paper)])
         if asked:
-            of_paper = [evidence for evidence in reports if paper and evidence.report.paper == paper]
-            parts.append(f"## {title}")
-            parts += ([OURS] if not paper else _counts(of_paper)) + asked
-            parts += _open(of_paper)
+            of_paper = [evidence for evidence in reports if evidence.report.paper == paper]
+            parts += [f"## {title}", *([OURS] if not paper else []), *_findings(of_paper)]
+            parts += [*(_counts(of_paper) if paper else []), *asked, *_open(of_paper)]
     parts += [VERDICTS, TABLES]
     for evidence in reports:
         parts += [f"## {evidence.report.title}", _status(evidence)]
@@ -100,6 +100,12 @@ def page(reports: Sequence[Evidence]) -> dict[Path, bytes]:
                 parts += [f"![{figure.caption or evidence.report.title}]({path})"] + [figure.caption] * bool(figure.caption)
         parts += _trained_again(list({run.config.id: run for _, runs in evidence.figures for run in runs}.values()))
     return {reports[0].results_dir / "README.md": ("\n\n".join(parts) + "\n").encode()}
+
+
+def _findings(reports: Sequence[Evidence]) -> list[str]:
+    """What came out in words, table by table; toy settings do not bear it out."""
+    found = [f"- {text} ({_link(evidence)})" for evidence in reports for text in evidence.report.findings]
+    return ["In short:", "\n".join(found)] if found and not any(evidence.report.quick for evidence in reports) else []
 
 
 def _counts(reports: Sequence[Evidence]) -> list[str]:
@@ -120,15 +126,12 @@ def _claims(declared: Sequence[tuple[Evidence, Claim]]) -> list[str]:
         return []
     made = [(evidence, claim, found) for evidence, claim, *found in claims if found[0] != UNKNOWN]
     rows = [[*found[:2], f"{claim.says} ({_link(evidence)})", *found[2:]] for evidence, claim, found in made]
-    words = [row[0].partition(" (")[0] for row in rows]
-    counted, rest = [], len(rows)
-    for name, word in (("Hold", HOLDS), ("Do not hold", FAILS), ("Undecided", TIE)):
-        once = words.count(word + ONCE)
-        number = words.count(word) + once
-        rest -= number
-        counted.append(f"{name}: {number}" + f", of which from one run: {once}" * bool(once))
+    heads = [(re.split(r",| \(", found[0])[0], ONE_RUN in found[0] or ONE_MEASUREMENT in found[0]) for _, _, found in made]
+    counted = []
+    for name, word in ((HOLDS, "Hold"), (FAILS, "Do not hold"), (TIE, "Undecided"), ("", "Not everywhere the same")):
+        single = [once for head, once in heads if (head if head in (HOLDS, FAILS, TIE) else "") == name]
+        counted.append(f"{word}: {len(single)}" + f" ({sum(single)} by one run or measurement)" * any(single))
     parts = [f"Claims: {len(claims)}, of which measured, some in part: {len(rows)}. {'. '.join(counted)}."]
-    parts[0] += f" Not everywhere the same: {rest}."
     if rows:
         headers = ["verdict", "by", "claim (table)", "published", "ours"]
         parts.append(tabulate(rows, headers, tablefmt="github", disable_numparse=True))
@@ -168,13 +171,14 @@ def judged(evidence: Evidence, claim: Claim) -> tuple[str, str, str, str]:
         if isinstance(declared, list)
     ]
     once = bool(trained) and all(trained)
-    word += ONCE * once
+    if once:
+        word += f", {ONE_RUN if ONE_RUN in trained else ONE_MEASUREMENT}"
     if 0 < len(known) < len(both):
-        word += f" ({len(both) - len(known)} of {len(both)} open)"
+        word += f" ({len(both) - len(known)} of {len(both)} {UNKNOWN})"
     quoted = [_published(evidence, claim, group) for group, _, _ in known]
     compared = [
-        _compared(claim, less, more, order, once, bool(text))
-        for (_, less, more), order, text in zip(known, orders, quoted, strict=True)
+        _compared(claim, less, more, order, once, _bound(evidence, claim, group) is not None)
+        for (group, less, more), order in zip(known, orders, strict=True)
     ]
     margins = [_margin(evidence, claim, group, less, more) for group, less, more in known]
     names = [f"{group}: " if len(both) > 1 else "" for group, _, _ in known]
@@ -191,11 +195,9 @@ def _column(evidence: Evidence, claim: Claim, side: Any = None) -> Column:
 
 def _margin(evidence: Evidence, claim: Claim, group: str, less: Side, more: Side) -> str:
     """How far ours are on the claim's side: from each other, or from the published figure that the claim's bound stands for."""
-    low, high, column = less.mean, more.mean, _column(evidence, claim)
-    if not isinstance(claim.less, list):
-        low = _meant(low, _quoted(evidence, claim.more, group))
-    if not isinstance(claim.more, list):
-        high = _meant(high, _quoted(evidence, claim.less, group))
+    low, high, column, bound = less.mean, more.mean, _column(evidence, claim), _bound(evidence, claim, group)
+    if bound is not None:
+        low, high = (low, bound) if isinstance(claim.less, list) else (bound, high)
     if not math.isfinite(low + high):
         return ""
     if _unit(column):
@@ -203,18 +205,20 @@ def _margin(evidence: Evidence, claim: Claim, group: str, less: Side, more: Side
     return f"{high / low:.3g}×" if low > 0 else ""
 
 
-def _meant(bound: float, published: float | None) -> float:
-    """The published figure where a bound is no further from it than its last digit can be."""
-    if published is None:
-        return bound
-    last = 10.0 ** -len(f"{published:g}".partition(".")[2])
-    return published if abs(bound - published) < 0.51 * last else bound
+def _bound(evidence: Evidence, claim: Claim, group: str) -> float | None:
+    """The published figure that the claim's bound stands for, to its last digit; None where there is no such bound."""
+    for bound, side in ((claim.less, claim.more), (claim.more, claim.less)):
+        published = None if isinstance(bound, list) else _quoted(evidence, side, group)
+        if published is not None and abs(bound - published) < 0.51 * 10.0 ** -len(f"{published:g}".partition(".")[2]):
+            return published
+    return None
 
 
-def _compared(claim: Claim, less: Side, more: Side, order: bool | None, once: bool, quoted: bool) -> str:
-    """Both sides with their order, or ours that is held against what was published; a single run said where not all are."""
-    first, second = (side.text + " (1 run)" * (side.once and not once and "runs)" not in side.text) for side in (less, more))
-    if not quoted or (isinstance(claim.less, list) and isinstance(claim.more, list)):
+def _compared(claim: Claim, less: Side, more: Side, order: bool | None, once: bool, published: bool) -> str:
+    """Both sides with their order, or ours that is held against a published figure; a single run said where not all are."""
+    told = ["" if once or side.once != ONE_RUN or "so far)" in side.text else " (1 run)" for side in (less, more)]
+    first, second = less.text + told[0], more.text + told[1]
+    if not published:
         return f"{first} {SIGNS[order]} {second}"
     return first if isinstance(claim.less, list) else second
 
@@ -248,11 +252,12 @@ def _measured(evidence: Evidence, claim: Claim, side: Any, group: str) -> Side |
             found = measure(items, column)
             if found is None:
                 return Side(0.0, "")
-            part = f" ({found.n} of {len(items)} runs)" if found.n < len(items) else ""
-            once = found.n == 1 and any(isinstance(item, Planned) for item in items)
-            std = _spread(evidence, column, group, found.means[0]) if once else found.stds[0]
+            part = f" ({found.n} of {len(items)} seeds so far)" if found.n < len(items) else ""
+            once = ONE_RUN if any(isinstance(item, Planned) for item in items) else ONE_MEASUREMENT
+            once *= found.n == 1
+            std = _spread(evidence, column, group, found.means[0]) if once == ONE_RUN else found.stds[0]
             text = render.measured_text(found, column)
-            text += f" (± {format(std, column.format)})" * (once and std > 0) + _unit(column) + part
+            text += f" (± {format(std, column.format)})" * (once == ONE_RUN and std > 0) + _unit(column) + part
             for other in evidence.report.columns:
                 if other.key == claim.beside and (ratio := measure(items, other)):
                     text += f" at {format(ratio.means[0], other.format)}×"

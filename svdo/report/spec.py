@@ -82,7 +82,8 @@ class Report:
     """A declared table, with its figures and the claims that it decides.
 
     ``measure`` names a function of ``measures.py``, for what no run's record holds; ``needs`` are overrides of the runs whose
-    networks it looks at, by the name under which it gets them. ``quick`` is for ``toy``.
+    networks it looks at, by the name under which it gets them. ``findings`` say in words what came out. ``quick`` is for
+    ``toy``.
     """
 
     name: str = ""
@@ -95,6 +96,7 @@ class Report:
     rows: list[Row] = field(default_factory=list)
     figures: list[Figure] = field(default_factory=list)
     claims: list[Claim] = field(default_factory=list)
+    findings: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     place: int = 0  # among the reports of results/README.md
     paper: str = ""  # whose claims it decides: 2015 or 2017; none: they answer questions of ours
