@@ -23,9 +23,9 @@ INTRODUCTION = """\
 Which claims of two papers hold in our runs, and by how much; the README explains [models and
 methods](../README.md#on-the-command-line).
 
-- *Holds*: ours are on the claim's side by more than one spread, or reach a published bound to its last digit. *Does not hold*:
-  they are on the other side by more than one spread. *Undecided* (≈): within. One spread is weak evidence: two equal methods of
-  one run each differ by more one time in three.
+- *Holds*: ours are on the claim's side by more than one spread (of two figures, the root of the sum of the squares of both ±),
+  or reach a published bound to its last digit. *Does not hold*: they are on the other side by more than that. *Undecided* (≈):
+  within. One spread is weak evidence: by chance alone, two equal methods differ by more one time in three.
 - *By*: how far ours are on the claim's side, in points of percent or as a factor; under 0, or under 1×, they are on the other.
 - *±*: standard deviation over seeds. *One run*: there are no seeds; (±) is the sampling error of a test error or, if larger,
   the spread over seeds of a row beside it. *Measured once*: a computation or a timing, or one network whose ± is a standard
@@ -43,7 +43,7 @@ The figure that the claim expects to be smaller stands first. A verdict is about
 errors were measured, too.
 
 - The spread of a single run: the largest of a row beside it, in brackets, and of a test error at least that of drawing 10 000
-  test images (0.12 points at 1.5 %). Two spreads together are the root of the sum of their squares.
+  test images (0.12 points at 1.5 %).
 - A published figure counts as reached at its last digit: 68 from 67.5 on. Published figures that were read off a plot have a ≈
   where they are too close to be told apart. A bound beside ours that is no published figure is ours, or said in words.
 
@@ -65,6 +65,7 @@ VARIATIONAL = ("sparsevd", "vd_a", "vd_a2", "vd_b")
 HOLDS, FAILS, TIE, UNKNOWN = "holds", "**does not hold**", "undecided", "not measured yet"
 ONE_RUN, ONE_MEASUREMENT = "one run", "measured once"
 TEST_IMAGES = 10_000  # of each of the data sets
+WORDS = {True: HOLDS, False: FAILS, None: TIE}
 BREAK = "<br>"  # of a line within a cell
 SIGNS = {True: "<", False: ">", None: "≈"}
 
@@ -126,11 +127,11 @@ def _claims(declared: Sequence[tuple[Evidence, Claim]]) -> list[str]:
         return []
     made = [(evidence, claim, found) for evidence, claim, *found in claims if found[0] != UNKNOWN]
     rows = [[*found[:2], f"{claim.says} ({_link(evidence)})", *found[2:]] for evidence, claim, found in made]
-    heads = [(re.split(r",| \(", found[0])[0], ONE_RUN in found[0] or ONE_MEASUREMENT in found[0]) for _, _, found in made]
-    counted = []
-    for name, word in ((HOLDS, "Hold"), (FAILS, "Do not hold"), (TIE, "Undecided"), ("", "Not everywhere the same")):
-        single = [once for head, once in heads if (head if head in (HOLDS, FAILS, TIE) else "") == name]
-        counted.append(f"{word}: {len(single)}" + f" ({sum(single)} by one run or measurement)" * any(single))
+    counted, verdicts = [], [found[0] for *_, found in made]
+    for name, word in (("Hold", HOLDS), ("Do not hold", FAILS), ("Undecided", TIE), ("Not everywhere the same", BREAK)):
+        alike = [said for said in verdicts if (word in said if word == BREAK else said.startswith(word) and BREAK not in said)]
+        single = sum(ONE_RUN in said or ONE_MEASUREMENT in said for said in alike)
+        counted.append(f"{name}: {len(alike)}" + f" ({single} by one run or measurement)" * bool(single))
     parts = [f"Claims: {len(claims)}, of which measured, some in part: {len(rows)}. {'. '.join(counted)}."]
     if rows:
         headers = ["verdict", "by", "claim (table)", "published", "ours"]
@@ -162,8 +163,9 @@ def judged(evidence: Evidence, claim: Claim) -> tuple[str, str, str, str]:
     ]
     both = [(group, less, more) for group, less, more in sides if less is not None and more is not None]
     known = [(group, less, more) for group, less, more in both if less.text and more.text]
+    names = [f"{group}: " if len(both) > 1 else "" for group, _, _ in known]
     orders = [_order(less, more) for _, less, more in known]
-    word = _word(orders) or UNKNOWN
+    word = _word(orders, names) or UNKNOWN
     trained = [
         side.once
         for _, *pair in known
@@ -172,7 +174,7 @@ def judged(evidence: Evidence, claim: Claim) -> tuple[str, str, str, str]:
     ]
     once = bool(trained) and all(trained)
     if once:
-        word += f", {ONE_RUN if ONE_RUN in trained else ONE_MEASUREMENT}"
+        word += (BREAK if BREAK in word else ", ") + (ONE_RUN if ONE_RUN in trained else ONE_MEASUREMENT)
     if 0 < len(known) < len(both):
         word += f" ({len(both) - len(known)} of {len(both)} {UNKNOWN})"
     quoted = [_published(evidence, claim, group) for group, _, _ in known]
@@ -181,7 +183,6 @@ def judged(evidence: Evidence, claim: Claim) -> tuple[str, str, str, str]:
         for (group, less, more), order in zip(known, orders, strict=True)
     ]
     margins = [_margin(evidence, claim, group, less, more) for group, less, more in known]
-    names = [f"{group}: " if len(both) > 1 else "" for group, _, _ in known]
     columns = (margins, quoted, compared)
     by, published, ours = (BREAK.join(n + text for n, text in zip(names, texts, strict=True) if text) for texts in columns)
     return word, by, published, ours
@@ -233,12 +234,10 @@ def _order(less: Side, more: Side) -> bool | None:
     return None if abs(less.mean - more.mean) <= math.hypot(less.std, more.std) else less.mean < more.mean
 
 
-def _word(held: Sequence[bool | None]) -> str:
-    if len(set(held)) == 1:
-        return {True: HOLDS, False: FAILS, None: TIE}[held[0]]
-    ways = ((True, HOLDS), (False, FAILS), (None, TIE))
-    first, *others = [(word, held.count(way)) for way, word in ways if way in held] or [("", 0)]
-    return f"{first[0]} in {first[1]} of {len(held)}" + "".join(f", {word} in {n}" for word, n in others) if held else ""
+def _word(held: Sequence[bool | None], names: Sequence[str]) -> str:
+    """The verdict, group by group where it is not the same in all."""
+    words = [WORDS[way] for way in held]
+    return words[0] if len(set(words)) == 1 else BREAK.join(name + word for name, word in zip(names, words, strict=True))
 
 
 def _measured(evidence: Evidence, claim: Claim, side: Any, group: str) -> Side | None:
