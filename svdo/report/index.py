@@ -129,7 +129,7 @@ def _claims(declared: Sequence[tuple[Evidence, Claim]]) -> list[str]:
     rows = [[*found[:2], f"{claim.says} ({_link(evidence)})", *found[2:]] for evidence, claim, found in made]
     counted, verdicts = [], [found[0] for *_, found in made]
     for name, word in (("Hold", HOLDS), ("Do not hold", FAILS), ("Undecided", TIE), ("Not everywhere the same", BREAK)):
-        alike = [said for said in verdicts if (word in said if word == BREAK else said.startswith(word) and BREAK not in said)]
+        alike = [said for said in verdicts if (BREAK if BREAK in said else said).startswith(word)]
         single = sum(ONE_RUN in said or ONE_MEASUREMENT in said for said in alike)
         counted.append(f"{name}: {len(alike)}" + f" ({single} by one run or measurement)" * bool(single))
     parts = [f"Claims: {len(claims)}, of which measured, some in part: {len(rows)}. {'. '.join(counted)}."]
