@@ -87,6 +87,10 @@ class TrainConfig:
     noise_waits: bool = False  # and that times the warm-up, 0 to 1: not at all before the KL acts
     momentum: float = 0.9  # Adam's beta 1, or SGD's momentum
     weight_decay: float = 0.0  # gradient wd * w on weight matrices and filters; never on noise parameters, biases, norms
+    adam_eps: float = (
+        1e-8  # beside the root of Adam's second moment; the authors' loss is N times ours, so theirs is 1e-8 / N here
+    )
+    per_epoch: bool = False  # learning rate and KL weight move with every epoch, as in the authors' code, not with every step
     averaging: float = 0.0  # decay of the exponential moving average over steps that is evaluated (0: the last step's network)
     best_epoch: bool = False  # the record is of the epoch with the least validation error, the first of those, not of the last
 
@@ -99,6 +103,7 @@ class TrainConfig:
         _at_least("train.weight_decay", self.weight_decay, 0.0)
         _at_least("train.noise_lr", self.noise_lr, 0.0)
         _at_least("train.kl_weight", self.kl_weight, 0.0)
+        _at_least("train.adam_eps", self.adam_eps, 0.0)
         for key in ("lr_flat", "kl_start", "kl_full", "kl_settled"):
             _between(f"train.{key}", getattr(self, key), 0.0, 1.0)
         for key in ("momentum", "averaging"):

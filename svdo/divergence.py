@@ -73,28 +73,36 @@ class _AdditiveKL(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: FunctionCtx, theta: Tensor, log_sigma2: Tensor) -> Tensor:
+    def forward(ctx: FunctionCtx, theta: Tensor, log_sigma2: Tensor, clip: float) -> Tensor:
         theta2 = theta.square().add_(EPS)
         log_alpha = torch.log2(theta2).mul_(-LN2).add_(log_sigma2)
+        inside = (log_alpha.abs() < clip) if clip else None
+        if clip:
+            log_alpha.clamp_(-clip, clip)
         falling = torch.sub(-K2, log_alpha, alpha=K3).sigmoid_()  # s(-(k2 + k3 log alpha))
         by_log_alpha = log_alpha.neg().sigmoid_()
         value = K1 * falling.sum() - 0.5 * LN2 * log_alpha.sigmoid_().log2_().sum()
         by_log_alpha.mul_(-0.5).add_(falling.addcmul_(falling, falling, value=-1.0), alpha=-K1 * K3)
+        if inside is not None:
+            by_log_alpha.mul_(inside)
         ctx.save_for_backward(by_log_alpha, theta, theta2)
         return value
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: FunctionCtx, *grad_outputs: Tensor) -> tuple[Tensor, Tensor]:
+    def backward(ctx: FunctionCtx, *grad_outputs: Tensor) -> tuple[Tensor, Tensor, None]:
         by_log_alpha, theta, theta2 = ctx.saved_tensors  # type: ignore[attr-defined]
         by_log_sigma2 = by_log_alpha * grad_outputs[0]
         # d log alpha / d theta = -2 theta / (theta^2 + eps): exactly 0, not 0/0, at theta = 0.
-        return torch.mul(theta, -2.0).div_(theta2).mul_(by_log_sigma2), by_log_sigma2
+        return torch.mul(theta, -2.0).div_(theta2).mul_(by_log_sigma2), by_log_sigma2, None
 
 
-def additive_kl(theta: Tensor, log_sigma2: Tensor) -> Tensor:
-    """Sum over all weights of the 2017 KL of N(theta, sigma^2), a scalar; fast, and safe at theta = 0."""
-    total: Tensor = _AdditiveKL.apply(theta, log_sigma2)
+def additive_kl(theta: Tensor, log_sigma2: Tensor, clip: float = 0.0) -> Tensor:
+    """Sum over all weights of the 2017 KL of N(theta, sigma^2), a scalar; fast, and safe at theta = 0.
+
+    Where ``clip`` is positive, log alpha counts as within +-``clip``, and has no gradient beyond.
+    """
+    total: Tensor = _AdditiveKL.apply(theta, log_sigma2, clip)
     return total
 
 

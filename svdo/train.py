@@ -286,7 +286,7 @@ class Training:
     def _rates(self, epoch: int, step: int, steps: int) -> tuple[float, float, float]:
         """Learning rates of weights and of noise parameters, and the KL weight, of one step."""
         train = self.config.train
-        share = (epoch + step / steps) / train.epochs
+        share = (epoch if train.per_epoch else epoch + step / steps) / train.epochs
         lr = train.lr * schedule.learning_rate_factor(share, train.lr_flat)
         warmth = schedule.kl_weight(share, train.kl_start, train.kl_full)
         weight = train.kl_weight * schedule.kl_weight(share, train.kl_start, train.kl_full, train.kl_peak, train.kl_settled)
@@ -448,7 +448,7 @@ def _optimizers(model: nn.Module, train: TrainConfig) -> list[torch.optim.Optimi
         weights, groups = ([group for group in groups if group["noise"] == noise] for noise in (False, True))
         optimizers.append(torch.optim.SGD(weights, train.lr, momentum=train.momentum, fused=True))
     if groups:
-        optimizers.append(torch.optim.Adam(groups, train.lr, betas=(train.momentum, 0.999), fused=True))
+        optimizers.append(torch.optim.Adam(groups, train.lr, betas=(train.momentum, 0.999), eps=train.adam_eps, fused=True))
     return optimizers
 
 

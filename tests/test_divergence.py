@@ -268,3 +268,16 @@ def test_a_second_derivative_of_additive_kl_is_right_or_refused() -> None:
     except RuntimeError:
         return
     torch.testing.assert_close(second, expected)
+
+
+def test_clipped_additive_kl_has_value_and_gradients_of_the_clipped_log_alpha() -> None:
+    theta = torch.logspace(-9, 1, 301, dtype=torch.float64).requires_grad_()
+    log_sigma2 = torch.full_like(theta, -6.0).requires_grad_()
+    naive = sigmoid_kl((log_sigma2 - theta.square().log()).clamp(-8.0, 8.0)).sum()
+    fast = additive_kl(theta, log_sigma2, 8.0)
+    assert fast.item() == pytest.approx(naive.item(), rel=1e-12)
+    for ours, theirs in zip(
+        torch.autograd.grad(fast, (theta, log_sigma2)), torch.autograd.grad(naive, (theta, log_sigma2)), strict=True
+    ):
+        assert torch.allclose(ours, theirs, rtol=1e-6, atol=1e-12)
+        assert (ours == 0).any() and (ours != 0).any()

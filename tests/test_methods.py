@@ -816,3 +816,28 @@ def test_training_on_pure_noise_removes_every_weight_and_on_a_signal_keeps_it() 
     (mask,) = svdo.masks(layer).values()
     assert mask.tolist() == [[True, False, False, False]]
     assert layer.weight[0, 0].item() == pytest.approx(2.0, abs=0.1)
+
+
+@pytest.mark.parametrize("shape", [(40, 30), (6, 5, 3, 3)])
+def test_a_clipped_posterior_is_that_of_the_authors_code(shape: tuple[int, ...]) -> None:
+    """alpha = exp(clip(log sigma^2 - log theta^2)) times theta^2, with 1e-8 inside a convolution's logarithm."""
+    layer: nn.Module = nn.Linear(30, 40) if len(shape) == 2 else nn.Conv2d(5, 6, 3)
+    layer = layer.double()
+    with torch.no_grad():
+        layer.weight.copy_(
+            torch.randn(shape, dtype=torch.float64) * torch.logspace(-9, 1, shape[0]).view(-1, *[1] * (len(shape) - 1))
+        )
+    for train_clip in (False, True):
+        model = svdo.convert(layer, "sparsevd", clip=8.0, log_sigma2=-6.0, train_clip=train_clip)
+        theta, log_sigma2 = model.weight, model.noise.log_sigma2
+        mean, variance = model.noise.posterior(theta)
+        inner = theta.square() + (1e-8 if len(shape) == 4 else 0.0)
+        clipped = (log_sigma2 - inner.log()).clamp(-8.0, 8.0).exp()
+        kept = (log_sigma2 - theta.square().log() < 3.0) if train_clip else torch.ones_like(theta, dtype=torch.bool)
+        masked = torch.where(kept, theta, 0.0)
+        expected = clipped * (masked if len(shape) == 4 else theta).square()
+        assert torch.equal(mean, masked)
+        assert torch.allclose(variance, expected, rtol=1e-9, atol=0.0)
+        for part in (theta, log_sigma2):
+            ours, theirs = (torch.autograd.grad(v.sum(), part, retain_graph=True)[0] for v in (variance, expected))
+            assert torch.allclose(ours, theirs, rtol=1e-6, atol=1e-12), train_clip

@@ -22,6 +22,7 @@ from .base import Method, method
 
 MAX_LOG = 80.0  # exp of it is still a float32
 MAX_START = 8.0  # where the 2017 authors' code clips log alpha
+CONV_EPS = 1e-8  # beside theta^2 in the log alpha of their convolutions, which they compute where it is clipped
 PARAMETERIZATIONS = ("additive", "multiplicative")
 
 
@@ -39,20 +40,28 @@ class AdditiveNoise(Noise):
     def __init__(self, layer: NoisyLayer, settings: "SparseVD") -> None:
         super().__init__()
         self.log_sigma2 = nn.Parameter(torch.full_like(layer.weight, settings.log_sigma2))
-        self.threshold, self.train_clip = settings.threshold, settings.train_clip
+        self.threshold, self.train_clip, self.clip = settings.threshold, settings.train_clip, settings.clip
 
     def posterior(self, weight: Tensor) -> tuple[Tensor, Tensor]:
         """theta and sigma^2."""
         sigma2 = self.log_sigma2.exp()
+        spread = self._clipped(sigma2, weight) if self.clip else sigma2
         if not self.train_clip:
-            return weight, sigma2
+            return weight, spread
         with torch.no_grad():  # log alpha < threshold, without a logarithm
             kept = torch.addcmul(sigma2, weight, weight, value=-math.exp(min(self.threshold, MAX_LOG))).lt_(0.0)
-        return weight * kept, sigma2 * kept if weight.dim() == 4 else sigma2
+        return weight * kept, spread * kept if weight.dim() == 4 else spread
+
+    def _clipped(self, sigma2: Tensor, weight: Tensor) -> Tensor:
+        """alpha theta^2 with log alpha within +-``clip``, where that acts a function of theta alone."""
+        theta2 = weight.square()
+        if weight.dim() == 4:
+            sigma2 = sigma2 * (theta2 / (theta2 + CONV_EPS))
+        return sigma2.clamp(min=theta2 * math.exp(-self.clip), max=theta2 * math.exp(self.clip))
 
     def kl(self, weight: Tensor) -> Tensor:
         """One sigmoid KL term per weight."""
-        return additive_kl(weight, self.log_sigma2)
+        return additive_kl(weight, self.log_sigma2, self.clip)
 
     def log_alpha(self, weight: Tensor) -> Tensor:
         """log sigma^2 - log theta^2, of ``weight``'s shape."""
@@ -90,7 +99,11 @@ class MultiplicativeNoise(Noise):
 @method
 @dataclass
 class SparseVD(Method):
-    """``log_sigma2``: where log sigma^2 starts; ``threshold``: the log alpha from which a weight is removed."""
+    """``log_sigma2``: where log sigma^2 starts; ``threshold``: the log alpha from which a weight is removed.
+
+    ``clip``: in training, log alpha counts as within +-``clip`` in the noise and in the KL, as in the authors' code, where it is
+    8; 0: it counts as it is.
+    """
 
     label: ClassVar[str] = "Sparse VD"
     sparsifies: ClassVar[bool] = True
@@ -99,6 +112,7 @@ class SparseVD(Method):
     threshold: float = 3.0
     train_clip: bool = True
     parameterization: str = "additive"
+    clip: float = 0.0
 
     def noise(self, layer: NoisyLayer, name: str) -> Noise:
         """Noise on every weight of every layer."""
@@ -114,5 +128,8 @@ class SparseVD(Method):
         if self.parameterization not in PARAMETERIZATIONS:
             choices = ", ".join(PARAMETERIZATIONS)
             raise UserError(f"method.parameterization={self.parameterization} is not a choice; take one of: {choices}")
+        require(0.0 <= self.clip <= MAX_LOG, f"method.clip={self.clip} is out of range; it must lie between 0 and {MAX_LOG}")
+        if self.clip and self.parameterization == "multiplicative":
+            raise UserError("method.clip needs the additive parameterization; leave it out")
         if self.train_clip and self.parameterization == "multiplicative":
             raise UserError("method.train_clip needs the additive parameterization; add method.train_clip=false")
