@@ -27,9 +27,9 @@ from torch import Tensor, nn
 
 import svdo
 from svdo import machine, train
-from svdo.compose import compose
+from svdo.cli.compose import compose
 from svdo.data import prepare
-from svdo.fetch import load
+from svdo.data.sources import load
 from svdo.layers import noisy_layers
 from svdo.models import MODELS, build
 from svdo.objective import objective

@@ -7,8 +7,9 @@ import os
 import sys
 from pathlib import Path
 
-from svdo.config import DATASETS, Config, UserError
-from svdo.fetch import FIELDS, load
+from svdo import UserError
+from svdo.config import DATASETS, Config
+from svdo.data.sources import FIELDS, load
 
 
 def main() -> int:

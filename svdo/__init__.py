@@ -5,11 +5,11 @@ loss = cross_entropy(model(x), y) + kl_weight * svdo.kl(model) / n_train
 for layer in svdo.sparsity(model): ...
 """
 
-from .config import UserError
 from .conversion import advance, convert, kl, parameter_groups, plain
+from .counts import LayerSparsity, at_threshold, compression, evaluation_weights, masks, sparsity, storage
+from .errors import UserError
 from .evaluate import reestimate_batch_norm
 from .layers import sampling
-from .prune import LayerSparsity, at_threshold, compression, evaluation_weights, masks, sparsity, storage
 
 __all__ = [
     "LayerSparsity",

@@ -15,6 +15,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from .errors import UserError, require
+
 DATASETS = ("mnist", "fashion_mnist", "cifar10", "cifar100")
 NORMALIZATIONS = ("pixel_mean", "standard", "zca", "none")
 OPTIMIZERS = ("adam", "sgd")
@@ -22,16 +24,6 @@ MAX_SEED = 2**31 - 1
 MAX_CROP = 28  # the smallest images' side
 MAX_THREADS = 1024
 PRECISIONS = ("fp32", "bf16_variance", "bf16", "auto")
-
-
-class UserError(Exception):
-    """Something the user can mend; the message is one line that says what is wrong and what to do."""
-
-
-def require(condition: bool, message: str) -> None:
-    """Raise ``UserError(message)`` unless ``condition`` holds."""
-    if not condition:
-        raise UserError(message)
 
 
 @dataclass

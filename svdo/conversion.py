@@ -12,7 +12,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from .config import UserError, check_part, require
+from .config import check_part
+from .errors import UserError, require
 from .layers import NOISY, Noise, NoisyLayer, noisy_layers, warn_of_uncalled, weight_layers
 from .methods import Method, find
 

@@ -9,8 +9,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from .config import require
 from .data import Split
+from .errors import require
 from .layers import sampling
 
 ECE_BINS = 15

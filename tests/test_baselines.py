@@ -13,9 +13,10 @@ from torch import Tensor, nn
 from torch.distributions import Categorical, Gamma, MixtureSameFamily, Normal
 
 import svdo
-from svdo import schedule, train
-from svdo.compose import compose
-from svdo.config import UserError
+from svdo import train
+from svdo.cli.compose import compose
+from svdo.errors import UserError
+from svdo.math import schedule
 from svdo.methods import sws
 from svdo.methods.sws import OTHERS_PRIOR, ZERO_PRIOR, Mixture, SharedWeights
 

@@ -12,7 +12,7 @@ import torch
 from conftest import SMALL, Command
 
 from svdo import UserError
-from svdo.compose import compose
+from svdo.cli.compose import compose
 from svdo.runs import Run
 
 QUICK = [*SMALL, "train.epochs=1", "dataset.subset=200"]
@@ -114,7 +114,7 @@ def test_damaged_files_are_named_and_nothing_is_overwritten(svdo_run: Command, t
 
 
 def test_a_flipped_byte_in_a_checkpoint_is_noticed(tmp_path: Path) -> None:
-    from svdo import checkpoint
+    from svdo.runs import checkpoint
 
     path = tmp_path / "checkpoint.pt"
     checkpoint.save(path, {"x": torch.arange(1000.0)})
@@ -134,7 +134,7 @@ def test_a_flipped_byte_in_a_checkpoint_is_noticed(tmp_path: Path) -> None:
 
 
 def test_a_full_disk_is_named_with_the_file_and_the_file_before_stays(tmp_path: Path) -> None:
-    from svdo import checkpoint
+    from svdo.runs import checkpoint
 
     path = tmp_path / "checkpoint.pt"
     checkpoint.save(path, {"x": torch.zeros(10)})

@@ -9,8 +9,8 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from svdo.compose import compose, explain
-from svdo.config import UserError
+from svdo.cli.compose import compose, explain
+from svdo.errors import UserError
 from svdo.methods import METHODS
 from svdo.report import spec
 

@@ -8,7 +8,7 @@ import pytest
 import svdo.conf
 from omegaconf import OmegaConf
 
-from svdo.compose import compose
+from svdo.cli.compose import compose
 from svdo.methods import METHODS
 from svdo.models import MODELS
 

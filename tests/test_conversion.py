@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import svdo
-from svdo.config import UserError
+from svdo.errors import UserError
 from svdo.layers import NoisyConv2d, NoisyLinear, noisy_layers
 from svdo.methods import METHODS
 from svdo.methods.sparsevd import SparseVD

@@ -7,9 +7,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from svdo.config import NORMALIZATIONS, DatasetConfig, UserError
+from svdo.config import NORMALIZATIONS, DatasetConfig
 from svdo.data import Data, Normalizer, Split, prepare
-from svdo.fetch import Images
+from svdo.data.sources import Images
+from svdo.errors import UserError
 
 CPU = torch.device("cpu")
 

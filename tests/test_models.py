@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from svdo.config import UserError
+from svdo.errors import UserError
 from svdo.models import MLP, MODELS, VGG, ConvNet, LeNet5, LeNet300, Model, build, find
 
 MNIST, CIFAR = (1, 28, 28), (3, 32, 32)

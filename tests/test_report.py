@@ -21,9 +21,10 @@ import pytest
 from conftest import Command
 
 from svdo import estimators, train
-from svdo.compose import compose
-from svdo.config import Config, RuntimeConfig, UserError
-from svdo.fetch import Images, UnavailableError
+from svdo.cli.compose import compose
+from svdo.config import Config, RuntimeConfig
+from svdo.data.sources import Images, UnavailableError
+from svdo.errors import UserError
 from svdo.layers import noisy_layers
 from svdo.report import cli, collect, figures, index, measures, render, spec, watch
 from svdo.report.spec import Column, Figure, Row
@@ -580,7 +581,7 @@ def test_a_measurement_of_networks_trains_them_first(
 def test_uncertainty_is_measured_for_three_predictions(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pixels = np.random.default_rng(0).integers(0, 256, (300, 28, 28, 1), dtype=np.uint8)
     monkeypatch.setattr(
-        measures.fetch, "load", lambda *_: Images(pixels, np.zeros(300, np.uint8), pixels, np.zeros(300, np.uint8), 10)
+        measures.sources, "load", lambda *_: Images(pixels, np.zeros(300, np.uint8), pixels, np.zeros(300, np.uint8), 10)
     )
     config = compose([*SMALL_RUN, "method=sparsevd", f"results_dir={tmp_path}", "runtime.progress=false"])
     _, record = train.execute(config)

@@ -13,8 +13,9 @@ import pytest
 from conftest import SMALL, start
 
 from svdo import train
-from svdo.compose import compose
-from svdo.config import Config, UserError
+from svdo.cli.compose import compose
+from svdo.config import Config
+from svdo.errors import UserError
 from svdo.runs import Run
 from svdo.train import execute
 

@@ -6,7 +6,7 @@ from itertools import pairwise
 
 import pytest
 
-from svdo.schedule import kl_weight, learning_rate_factor
+from svdo.math.schedule import kl_weight, learning_rate_factor
 
 
 @pytest.mark.parametrize(

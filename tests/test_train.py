@@ -14,14 +14,15 @@ import torch
 from conftest import SMALL
 
 import svdo
-from svdo import checkpoint, machine, train
-from svdo.compose import compose
-from svdo.config import RuntimeConfig, TrainConfig, UserError
+from svdo import machine, train
+from svdo.cli.compose import compose
+from svdo.config import RuntimeConfig, TrainConfig
+from svdo.data.sources import Images
+from svdo.errors import UserError
 from svdo.evaluate import evaluate, reestimate_batch_norm
-from svdo.fetch import Images
 from svdo.layers import Noise, noisy_layers
 from svdo.models import VGG, build
-from svdo.runs import REBUILT, Run
+from svdo.runs import REBUILT, Run, checkpoint
 
 QUICK = [*SMALL, "train.epochs=1", "dataset.subset=400"]
 

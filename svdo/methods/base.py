@@ -10,7 +10,8 @@ from typing import ClassVar, TypeVar
 
 from torch import Tensor
 
-from ..config import Choice, UserError, check_rates, require
+from ..config import Choice, check_rates
+from ..errors import UserError, require
 from ..layers import Noise, NoisyLayer, drawn_like
 
 METHODS: dict[str, type[Method]] = {}

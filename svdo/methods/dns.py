@@ -13,9 +13,10 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from .. import schedule
-from ..config import check_mapping, require
+from ..config import check_mapping
+from ..errors import require
 from ..layers import Noise, NoisyLayer
+from ..math import schedule
 from .base import Method, check_phase, method, of_layer
 
 REMOVE, SPLICE = 0.9, 1.1

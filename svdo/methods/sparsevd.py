@@ -15,9 +15,9 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from ..config import UserError, require
-from ..divergence import additive_kl, log_alpha, sigmoid_kl
+from ..errors import UserError, require
 from ..layers import Noise, NoisyLayer
+from ..math.divergence import additive_kl, log_alpha, sigmoid_kl
 from .base import Method, method
 
 MAX_LOG = 80.0  # exp of it is still a float32
@@ -101,8 +101,7 @@ class MultiplicativeNoise(Noise):
 class SparseVD(Method):
     """``log_sigma2``: where log sigma^2 starts; ``threshold``: the log alpha from which a weight is removed.
 
-    ``clip``: in training, log alpha counts as within +-``clip`` in the noise and in the KL, as in the authors' code, where it is
-    8; 0: it counts as it is.
+    ``clip``: training takes log alpha as within +-``clip``, in noise and KL (8 in the authors' code); 0: as it is.
     """
 
     label: ClassVar[str] = "Sparse VD"

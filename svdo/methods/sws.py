@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import FunctionCtx, once_differentiable
 
-from ..config import require
+from ..errors import require
 from ..layers import Noise, NoisyLayer
 from .base import Method, method
 

@@ -12,9 +12,9 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from ..config import UserError
-from ..divergence import bounded_kl
+from ..errors import UserError
 from ..layers import Noise, NoisyLayer
+from ..math.divergence import bounded_kl
 from .base import DropoutMethod, method, rate_to_log_alpha
 
 SHARING = ("layer", "unit", "weight")

@@ -8,13 +8,15 @@ import sys
 from pathlib import Path
 from typing import Any, NoReturn
 
-from .. import console, machine, train
-from ..checkpoint import write_atomically
-from ..cli import exit_status
-from ..compose import compose, given
-from ..config import Config, UserError
-from ..fetch import UnavailableError
+from .. import machine, train
+from ..cli.compose import compose, given
+from ..cli.run import exit_status
+from ..config import Config
+from ..data.sources import UnavailableError
+from ..errors import UserError
 from ..runs import REBUILT, finished
+from ..runs.checkpoint import write_atomically
+from ..train import console
 from . import collect, index, measures, render, spec, watch
 from .collect import Evidence, Planned
 

@@ -13,9 +13,10 @@ from typing import Any
 
 import torch
 
-from .. import fetch
-from ..compose import compose
-from ..config import Config, RuntimeConfig, UserError
+from ..cli.compose import compose
+from ..config import Config, RuntimeConfig
+from ..data import sources
+from ..errors import UserError
 from ..layers import weight_layers
 from ..models import Model
 from ..runs import REBUILT, Record, Run, with_weights
@@ -269,7 +270,7 @@ def _agrees(recorded: Record, wanted: Record) -> bool:
 
 
 def _weights(config: Config) -> int:
-    known = fetch.KNOWN[config.dataset.name]
+    known = sources.KNOWN[config.dataset.name]
     assert isinstance(config.model, Model)
     with torch.device("meta"):
         network = config.model.build((known.shape[2], *known.shape[:2]), known.classes)

@@ -20,20 +20,20 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from .. import estimators, fetch, machine, train
-from ..checkpoint import hold, write_atomically
-from ..compose import compose
-from ..config import UserError
+from .. import estimators, machine, train
+from ..cli.compose import compose
 from ..conversion import convert
 from ..conversion import kl as kl_of
-from ..data import Data
-from ..divergence import CUBIC_CONSTANT, EPS, K1, K2, K3, cubic_kl, exact_kl, sigmoid_kl
+from ..counts import at_threshold
+from ..data import Data, sources
+from ..errors import UserError
 from ..evaluate import auroc, entropy, evaluate, log_probabilities, metrics
 from ..layers import noisy_layers, weight_layers
+from ..math.divergence import CUBIC_CONSTANT, EPS, K1, K2, K3, cubic_kl, exact_kl, sigmoid_kl
 from ..methods.sparsevd import PARAMETERIZATIONS, SparseVD
 from ..objective import objective
-from ..prune import at_threshold
 from ..runs import Run, with_weights
+from ..runs.checkpoint import hold, write_atomically
 from .collect import Evidence, kept_measurement, measurement_file, network_ids
 
 Part = TypeVar("Part", bound=tuple[Any, ...])
@@ -173,7 +173,7 @@ def uncertainty(networks: Networks, data_dir: Path, effort: Effort) -> dict[str,
 
     ``thresholded``: the network that evaluation uses; ``mean``: no weight removed; ``sampled``: averaged over noisy passes.
     """
-    other = fetch.load("fashion_mnist", data_dir)
+    other = sources.load("fashion_mnist", data_dir)
     found: dict[str, Any] = {}
     for (name,) in _timed([(name,) for name in networks]):
         for model, data in networks[name]:

@@ -9,12 +9,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .. import checkpoint, train
-from ..config import Config, UserError
+from .. import train
+from ..config import Config
+from ..counts import at_threshold, sparsity
+from ..errors import UserError
 from ..evaluate import evaluate
 from ..layers import noisy_layers
-from ..prune import at_threshold, sparsity
-from ..runs import REBUILT, Run, copies
+from ..runs import REBUILT, Run, checkpoint, copies
 from .collect import Planned
 
 PIECE = (100, 200)  # outputs and inputs of the first dense layer that are shown

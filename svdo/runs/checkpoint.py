@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from .config import UserError
+from ..errors import UserError
 
 
 def write_atomically(path: Path, write: Any) -> None:

@@ -11,8 +11,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .config import DatasetConfig, require
-from .fetch import Images
+from ..config import DatasetConfig
+from ..errors import require
+from .sources import Images
 
 ZCA_EPSILON = 1e-5  # of the 2017 authors, for pixels in 0 ... 255
 

@@ -8,9 +8,9 @@ from typing import Any
 
 from tabulate import tabulate
 
-from .config import Config
-from .objective import describe
-from .runs import Record
+from ..config import Config
+from ..objective import describe
+from ..runs import Record
 
 
 def plan(config: Config, device: str, sizes: dict[str, int], weights: int, has_kl: bool, folder: str) -> str:

@@ -9,17 +9,15 @@ import functools
 import os
 import platform
 import shutil
-import subprocess
 import tempfile
-import time
 from collections.abc import Callable
-from importlib import resources
 from pathlib import Path
 from typing import IO, Any, TypeVar, cast
 
 import torch
 
-from .config import RuntimeConfig, UserError
+from ..config import RuntimeConfig
+from ..errors import UserError
 
 F = TypeVar("F", bound=Callable[..., Any])
 CPU_FLAGS = Path("/proc/cpuinfo")
@@ -102,54 +100,3 @@ def device_name(device: torch.device) -> str:
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     return f"{device.type} ({platform.machine()}, {torch.get_num_threads()} threads)"
-
-
-def watch_others() -> Callable[[], float | None]:
-    """Call the result for how many cores other processes have kept busy since, on average; None where only Linux would know."""
-    before, clock = _others_seconds(), time.perf_counter()
-
-    def cores() -> float | None:
-        now = _others_seconds()
-        return None if before is None or now is None else max((now - before) / (time.perf_counter() - clock), 0.0)
-
-    return cores
-
-
-def _others_seconds() -> float | None:
-    """Processor seconds that this machine has spent on anything but this process and its finished children."""
-    try:
-        fields = [int(field) for field in Path("/proc/stat").read_text().split("\n", 1)[0].split()[1:]]
-    except FileNotFoundError:
-        return None
-    idle = fields[3] + fields[4]
-    return (sum(fields[:8]) - idle) / os.sysconf("SC_CLK_TCK") - sum(os.times()[:4])
-
-
-def provenance(runtime: RuntimeConfig, device: torch.device, started: str) -> dict[str, Any]:
-    """What a record says of its origin; ``started`` is a UTC time in ISO format."""
-    return {
-        "commit": _commit(),
-        "torch": str(torch.__version__),
-        "python": platform.python_version(),
-        "device": device_name(device),
-        "precision": precision(runtime, device),
-        "compile": runtime.compile,
-        "threads": torch.get_num_threads(),
-        "host_cores": os.cpu_count(),
-        "started": started,
-    }
-
-
-def _commit() -> str:
-    """The checkout's commit, "+" behind it where the package's files differ from it; empty outside a checkout."""
-    here = Path(__file__).parent
-    git = ["git", "-C", str(here)]
-    try:
-        # An installed copy may lie inside somebody else's checkout: only a tracked file speaks for its commit.
-        subprocess.run([*git, "ls-files", "--error-unmatch", Path(__file__).name], capture_output=True, check=True)
-        head = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True, check=True).stdout.strip()
-        paths = [".", str(resources.files("svdo.conf"))]
-        changed = subprocess.run([*git, "status", "--porcelain", *paths], capture_output=True, text=True, check=True).stdout
-    except (OSError, subprocess.CalledProcessError):
-        return ""
-    return head + ("+" if changed.strip() else "")

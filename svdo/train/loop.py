@@ -5,15 +5,12 @@ from __future__ import annotations
 import contextlib
 import itertools
 import math
-import signal
 import sys
 import time
 import traceback
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import torch
@@ -22,75 +19,26 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from tqdm import tqdm
 
-from . import checkpoint, console, machine, schedule
-from .config import Config, TrainConfig, UserError, require
-from .conversion import advance, convert, kl, parameter_groups
-from .data import Data, prepare
-from .evaluate import CHUNK, evaluate, reestimate_batch_norm
-from .fetch import load
-from .layers import Noise, dropout_rates, noisy_layers, weight_layers
-from .methods import Method
-from .methods import find as find_method
-from .models import Model, build
-from .objective import objective
-from .prune import compression, evaluation_weights, sparsity, storage
-from .runs import REBUILT, Record, Run, with_weights
+from .. import machine
+from ..config import Config
+from ..conversion import advance, kl
+from ..counts import compression, evaluation_weights, sparsity, storage
+from ..data import prepare
+from ..data.sources import load
+from ..errors import UserError, require
+from ..evaluate import CHUNK, evaluate, reestimate_batch_norm
+from ..layers import Noise, dropout_rates, noisy_layers, weight_layers
+from ..math import schedule
+from ..methods import Method
+from ..objective import objective
+from ..runs import Record, Run, checkpoint
+from . import console
+from .optimizers import optimizers
+from .progress import Progress
+from .start import network_of
+from .stopping import Interrupted, Stop, signals
 
 SAMPLES = 10  # noisy passes in the sampled evaluation of a record
-
-
-class Interrupted(KeyboardInterrupt):
-    """Ctrl-C or SIGTERM, with everything saved that can be."""
-
-    def __init__(self, signal_number: int, saved: str = "") -> None:
-        self.message, self.signal_number = f"stopped{saved}; repeat the command to go on", signal_number
-        super().__init__(self.message)
-
-
-@dataclass
-class Stop:
-    """Ctrl-C or SIGTERM: raised at once, but during an epoch only noted, so that the loop can save first."""
-
-    deferred: bool = False
-    number: int = 0
-
-    def note(self, number: int, frame: FrameType | None) -> None:
-        """The signal handler; a second signal does not wait either."""
-        if not self.deferred or self.number:
-            raise Interrupted(number)
-        self.number = number
-
-
-@contextlib.contextmanager
-def signals() -> Iterator[Stop]:
-    """Within, Ctrl-C and SIGTERM raise ``Interrupted``, or are noted where that is asked for."""
-    stop, previous = Stop(), {}
-    with contextlib.suppress(ValueError):  # not the main thread: there is no handler to set
-        for number in (signal.SIGINT, signal.SIGTERM):
-            previous[number] = signal.signal(number, stop.note)
-    try:
-        yield stop
-    finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)
-
-
-@dataclass
-class Progress:
-    """Where a run stands: ``epoch`` and ``step`` are the next to compute; sums are over the steps of this epoch."""
-
-    epoch: int = 0
-    step: int = 0
-    seconds: float = 0.0
-    core_seconds: float = 0.0  # each process's seconds times its threads
-    sums: Tensor = field(default_factory=lambda: torch.zeros(2, dtype=torch.float64))  # of loss and of errors
-    best_error: float = math.inf  # on validation images, of the epoch that train.best_epoch would keep so far
-    best_epoch: int = 0
-
-    def add(self, seconds: float) -> None:
-        """Count the time that this process has trained for."""
-        self.seconds += seconds
-        self.core_seconds += seconds * torch.get_num_threads()
 
 
 def execute(config: Config) -> tuple[str, Record]:
@@ -139,7 +87,7 @@ class Training:
         torch.set_flush_denormal(True)  # removed weights shrink to denormals, which CPUs multiply many times slower
         images = load(config.dataset.name, Path(config.data_dir), config.runtime.progress)
         self.data = prepare(config.dataset, images, self.device)
-        network = _network(config, self.data, started=run.checkpoint.exists())
+        network = network_of(config, self.data, started=run.checkpoint.exists())
         if config.runtime.precision == "bf16_variance":
             for _, layer in noisy_layers(network):
                 layer.variance_dtype = torch.bfloat16
@@ -150,7 +98,7 @@ class Training:
             torch.compiler.reset()  # torch gives up compiling a function that has met too many networks in one process
             self.forward = machine.compiled(self.forward, self.device)
             self.divergence = machine.compiled(self.divergence, self.device)
-        self.optimizers = _optimizers(self.model, config.train)
+        self.optimizers = optimizers(self.model, config.train)
         self.averaged: AveragedModel | None = None
         if config.train.averaging:
             self.averaged = AveragedModel(self.model, multi_avg_fn=get_ema_multi_avg_fn(config.train.averaging))
@@ -392,64 +340,6 @@ class Training:
         if not math.isfinite(record["test"]["nll"]):  # of a network that was not trained: the epochs look for themselves
             raise UserError("the test loss is not finite: the network starts too large; nothing was written")
         return record | others
-
-
-def trained(config: Config, run: Run) -> tuple[nn.Module, Data]:
-    """The network of a finished run whose weights are at hand, and its data, on the CPU."""
-    data = prepare(config.dataset, load(config.dataset.name, Path(config.data_dir)), torch.device("cpu"))
-    model = _network(config, data, started=True)
-    model.load_state_dict(checkpoint.load(run.weights))
-    return model.to(memory_format=torch.channels_last), data
-
-
-def _network(config: Config, data: Data, started: bool = False) -> nn.Module:
-    """The network at the run's start; where it has ``started``, its weights are still to be loaded."""
-    assert isinstance(config.model, Model)
-    assert isinstance(config.method, Method)
-    network = build(config.model, data.shape, data.classes, config.seed)
-    if config.pretrained and not started:
-        _start_from(network, config)
-    return convert(network, config.method)
-
-
-def _start_from(network: nn.Module, config: Config) -> None:
-    given = Path(config.results_dir)
-    store = given.parent if given.name == REBUILT else given  # what is trained again there starts from what was trained here
-    parent = Run(store, config.pretrained)
-    require(parent.result() is not None, f"pretrained={config.pretrained}: no finished run in {parent.folder}")
-    found = with_weights(store, config.pretrained)
-    if found is None:
-        again = store / REBUILT
-        raise UserError(
-            f"pretrained={config.pretrained}: {parent.weights} is missing; train that run again with results_dir={again}"
-        )
-    record, weights = found.result(), checkpoint.load(found.weights)
-    assert record is not None
-    try:
-        parent_method = find_method(record["method"])(**record["config"]["method"])
-    except (KeyError, TypeError):
-        raise UserError(f"pretrained={config.pretrained}: its record is of another version of svdo; train it anew") from None
-    try:
-        twin = convert(network, parent_method)
-        twin.load_state_dict(weights)
-        network.load_state_dict({key: value for key, value in weights.items() if "noise." not in key})
-        with torch.no_grad():  # what the parent's record evaluates: its removed weights start at 0
-            for name, weight in evaluation_weights(twin).items():
-                network.get_submodule(name).weight.copy_(weight)  # type: ignore[operator]
-    except RuntimeError:
-        raise UserError(f"pretrained={config.pretrained}: its network is not a {config.model.name} of this shape") from None
-
-
-def _optimizers(model: nn.Module, train: TrainConfig) -> list[torch.optim.Optimizer]:
-    """Noise parameters learn with Adam, whatever the weights do: their gradients are thousands of times smaller."""
-    groups = parameter_groups(model, train.lr, train.weight_decay)
-    optimizers: list[torch.optim.Optimizer] = []
-    if train.optimizer == "sgd":
-        weights, groups = ([group for group in groups if group["noise"] == noise] for noise in (False, True))
-        optimizers.append(torch.optim.SGD(weights, train.lr, momentum=train.momentum, fused=True))
-    if groups:
-        optimizers.append(torch.optim.Adam(groups, train.lr, betas=(train.momentum, 0.999), eps=train.adam_eps, fused=True))
-    return optimizers
 
 
 def _first_overflow(model: nn.Module, x: Tensor) -> str | None:

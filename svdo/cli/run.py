@@ -20,9 +20,12 @@ from hydra.types import RunMode
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
-from . import compose, console, train
-from .config import Config, UserError
-from .runs import Run
+from .. import train
+from ..config import Config
+from ..errors import UserError
+from ..runs import Run
+from ..train import console
+from . import compose
 
 OUTCOME = "outcome.json"
 SWEEP = "SVDO_SWEEP"
@@ -132,7 +135,3 @@ class Summary(Callback):
                 print(f"\n{console.sweep_table(outcomes, records)}", flush=True)
             if failures := [o["exit"] for o in outcomes if o["exit"]]:
                 sys.exit(2 if all(status == 2 for status in failures) else 1)
-
-
-if __name__ == "__main__":
-    main()

@@ -12,13 +12,10 @@ For convolutions the second form treats output positions as independent, the mea
 
 from __future__ import annotations
 
-import warnings
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from typing import Any, ClassVar
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import FunctionCtx, once_differentiable
 
@@ -145,76 +142,3 @@ class NoisyLayer(nn.Module):
     def kl(self) -> Tensor:
         """The layer's KL(q || p), a scalar in nats."""
         return self.noise.kl(self.weight)
-
-
-class NoisyLinear(NoisyLayer, nn.Linear):
-    """``nn.Linear`` whose weights or inputs are noisy; (batch, ..., in) -> (batch, ..., out)."""
-
-    def product(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        """x weight^T + bias."""
-        return F.linear(x, weight, bias)
-
-
-class NoisyConv2d(NoisyLayer, nn.Conv2d):
-    """``nn.Conv2d`` whose weights or inputs are noisy; (batch, in, height, width) -> (batch, out, height', width')."""
-
-    def product(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        """x * weight + bias with the layer's stride, padding, dilation and groups, in mean and variance path alike."""
-        if self.in_channels == 1 and self.weight.stride(1) == 1 and x.dim() == 4:
-            # With one channel both memory formats look alike, and elementwise operations then return the other one.
-            x = x.squeeze(1).unsqueeze(-1).permute(0, 3, 1, 2)
-        output: Tensor = self._conv_forward(x, weight, bias)
-        return output
-
-
-NOISY: dict[type[nn.Module], type[NoisyLayer]] = {nn.Linear: NoisyLinear, nn.Conv2d: NoisyConv2d}
-
-
-def noisy_layers(module: nn.Module) -> Iterator[tuple[str, NoisyLayer]]:
-    """Every noisy layer inside ``module`` with its dotted name, in definition order."""
-    for name, layer in module.named_modules():
-        if isinstance(layer, NoisyLayer):
-            yield name, layer
-
-
-def weight_layers(module: nn.Module) -> Iterator[tuple[str, nn.Linear | nn.Conv2d]]:
-    """Every Linear and Conv2d inside ``module``, noisy or not, with its dotted name, in definition order."""
-    for name, layer in module.named_modules():
-        if isinstance(layer, nn.Linear | nn.Conv2d):
-            yield name, layer
-
-
-def warn_of_uncalled(module: nn.Module) -> None:
-    """Warn of noisy layers that no pass has gone through while others were: something reads their weights past them."""
-    layers = list(noisy_layers(module))
-    idle = [name for name, layer in layers if not layer.called]
-    if 0 < len(idle) < len(layers):
-        warnings.warn(
-            f"the network has run but not through the noisy layer {idle[0]}: if it reads that weight without calling the layer,"
-            " neither noise nor removal applies; leave it out with exclude",
-            stacklevel=3,
-        )
-
-
-@torch.no_grad()
-def dropout_rates(module: nn.Module) -> dict[str, float]:
-    """For each noisy layer that has an alpha, by dotted name, the mean of p = alpha / (1 + alpha) over its weights."""
-    alphas = {name: layer.noise.log_alpha(layer.weight) for name, layer in noisy_layers(module)}
-    return {name: log_alpha.sigmoid().mean().item() for name, log_alpha in alphas.items() if log_alpha is not None}
-
-
-@contextmanager
-def sampling(module: nn.Module) -> Iterator[None]:
-    """Inside the context, evaluation draws noise as training does, and removes weights only as training does.
-
-    Sparse VD with ``train_clip`` has those beyond the threshold at 0 in training, too; without, noise is all that silences
-    them. Batch norm stays in evaluation mode. A copy of the module made inside goes on drawing.
-    """
-    before = [(layer, layer.sampling) for _, layer in noisy_layers(module)]
-    for layer, _ in before:
-        layer.sampling = True
-    try:
-        yield
-    finally:
-        for layer, was in before:
-            layer.sampling = was

@@ -31,7 +31,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .config import UserError, expanded, require
+from ..config import expanded
+from ..errors import UserError, require
 
 Array = NDArray[np.uint8]
 Arrays = dict[str, Array]

@@ -18,8 +18,9 @@ from hydra.errors import OverrideParseException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from . import methods, models
-from .config import Config, DatasetConfig, RuntimeConfig, TrainConfig, UserError, require
+from .. import methods, models
+from ..config import Config, DatasetConfig, RuntimeConfig, TrainConfig
+from ..errors import UserError, require
 
 CONF = "svdo.conf"
 

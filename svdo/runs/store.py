@@ -20,8 +20,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
+from ..errors import UserError
 from .checkpoint import hold, write_atomically
-from .config import UserError
 
 Record = dict[str, Any]
 REBUILT = "rebuilt"

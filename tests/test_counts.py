@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 import svdo
-from svdo import LayerSparsity, UserError, prune
+from svdo import LayerSparsity, UserError, counts
 
 
 def network() -> nn.Sequential:
@@ -95,7 +95,7 @@ def test_a_unit_is_left_while_a_weight_leaves_or_reaches_it() -> None:
 
 @pytest.mark.parametrize("method", ["none", "vd_b", "sparsevd"])
 def test_evaluation_weights_are_plain_tensors(method: str) -> None:
-    weights = prune.evaluation_weights(svdo.convert(network(), method))
+    weights = counts.evaluation_weights(svdo.convert(network(), method))
     assert list(weights) == ["conv", "fc"]
     assert not any(weight.requires_grad for weight in weights.values())
 
@@ -181,7 +181,7 @@ def test_huffman_codes_are_within_a_bit_of_the_entropy() -> None:
         counts = torch.randint(1, 1000, (17,), generator=generator).tolist()
         total = sum(counts)
         entropy = -sum(n * math.log2(n / total) for n in counts)
-        assert entropy <= prune._huffman_bits(counts) < entropy + total
+        assert entropy <= counts._huffman_bits(counts) < entropy + total
 
 
 def test_a_unit_of_a_grouped_convolution_counts_in_its_own_group() -> None:

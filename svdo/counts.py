@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-from .config import require
+from .errors import require
 from .layers import NoisyLayer, noisy_layers, warn_of_uncalled, weight_layers
 
 

@@ -1,0 +1,5 @@
+"""``python -m svdo.cli`` is ``svdo-run``."""
+
+from .run import main
+
+main()

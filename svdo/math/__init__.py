@@ -1,0 +1,1 @@
+"""Pure functions: the divergence of noisy weights from their prior, and schedules of training."""

@@ -1,0 +1,64 @@
+"""The networks of both papers, as ordinary modules: no method appears here.
+
+Each builder is a dataclass whose fields are what ``svdo-run`` can set; ``build`` gives the ``nn.Module``. Weight counts are
+those of the papers: matrices and filters, without biases.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from dataclasses import dataclass, field
+
+from torch import nn
+
+from ..config import Choice, check_rates
+
+Shape = tuple[int, int, int]  # channels, height, width
+
+
+@dataclass
+class Model(Choice):
+    """A network's settings. ``dropout`` holds its customary rates, pattern -> p, which every dropout method starts from."""
+
+    dropout: dict[str, float] = field(default_factory=dict)
+
+    def build(self, shape: Shape, classes: int) -> nn.Module:
+        """The network for images of ``shape``, giving (batch, classes) logits; raises ``UserError`` where it cannot."""
+        raise NotImplementedError
+
+    def check(self) -> None:
+        """Raise ``UserError`` on a rate outside [0, 1)."""
+        check_rates("model.dropout", self.dropout)
+
+
+def initialise(network: nn.Module) -> nn.Module:
+    """The 2017 authors' start, in place: Linear N(0, 0.01^2), Conv2d Glorot uniform, biases 0."""
+    for layer in network.modules():
+        if isinstance(layer, nn.Linear):
+            nn.init.normal_(layer.weight, std=0.01)
+        elif isinstance(layer, nn.Conv2d):
+            nn.init.xavier_uniform_(layer.weight)
+        if isinstance(layer, nn.Linear | nn.Conv2d) and layer.bias is not None:
+            nn.init.zeros_(layer.bias)
+    return network
+
+
+def sequential(*layers: tuple[str, nn.Module]) -> nn.Module:
+    """The named layers one after the other, at the 2017 authors' start."""
+    return initialise(nn.Sequential(OrderedDict(layers)))
+
+
+def normal_start(network: nn.Module, std: float) -> nn.Module:
+    """Linear weights from N(0, std^2), in place."""
+    for layer in network.modules():
+        if isinstance(layer, nn.Linear):
+            nn.init.normal_(layer.weight, std=std)
+    return network
+
+
+def scaled_start(network: nn.Module) -> nn.Module:
+    """Weights scaled to each layer's inputs (He et al. 2015), in place."""
+    for layer in network.modules():
+        if isinstance(layer, nn.Linear | nn.Conv2d):
+            nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
+    return network

@@ -1,0 +1,41 @@
+"""Fully connected networks."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from itertools import pairwise
+
+from torch import nn
+
+from ..errors import require
+from .base import Model, Shape, normal_start, scaled_start, sequential
+
+
+@dataclass
+class MLP(Model):
+    """``depth`` hidden ReLU layers of ``width`` units: the fully connected nets of the 2015 paper.
+
+    Weights start from N(0, ``start_std``^2), or, where that is 0, scaled to each layer's inputs (He et al. 2015).
+    """
+
+    name: str = "mlp"
+    depth: int = 3
+    width: int = 500
+    start_std: float = 0.0
+
+    def build(self, shape: Shape, classes: int) -> nn.Module:
+        """fc1 ... fc(depth + 1), on flattened images."""
+        sizes = [shape[0] * shape[1] * shape[2], *[self.width] * self.depth, classes]
+        layers: list[tuple[str, nn.Module]] = [("flatten", nn.Flatten())]
+        for i, (inputs, outputs) in enumerate(pairwise(sizes), 1):
+            layers += [(f"fc{i}", nn.Linear(inputs, outputs)), (f"relu{i}", nn.ReLU())]
+        network = sequential(*layers[:-1])
+        return normal_start(network, self.start_std) if self.start_std else scaled_start(network)
+
+    def check(self) -> None:
+        """Raise ``UserError`` unless depth is at least 0, width at least 1 and the start finite."""
+        super().check()
+        require(self.depth >= 0, f"model.depth={self.depth} is too small; it must be at least 0")
+        require(self.width >= 1, f"model.width={self.width} is too small; it must be at least 1")
+        require(0.0 <= self.start_std < math.inf, f"model.start_std={self.start_std} is no standard deviation; take 0 or more")

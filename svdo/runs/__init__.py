@@ -1,0 +1,5 @@
+"""The run store: what a run leaves on disk, and how it is found again."""
+
+from .store import REBUILT, Record, Run, copies, finished, with_weights
+
+__all__ = ["REBUILT", "Record", "Run", "copies", "finished", "with_weights"]
