@@ -178,10 +178,10 @@ def test_storage_never_exceeds_plain_pairs_and_knows_the_empty_network() -> None
 def test_huffman_codes_are_within_a_bit_of_the_entropy() -> None:
     generator = torch.Generator().manual_seed(0)
     for _ in range(20):
-        counts = torch.randint(1, 1000, (17,), generator=generator).tolist()
-        total = sum(counts)
-        entropy = -sum(n * math.log2(n / total) for n in counts)
-        assert entropy <= counts._huffman_bits(counts) < entropy + total
+        occurrences = torch.randint(1, 1000, (17,), generator=generator).tolist()
+        total = sum(occurrences)
+        entropy = -sum(n * math.log2(n / total) for n in occurrences)
+        assert entropy <= counts._huffman_bits(occurrences) < entropy + total
 
 
 def test_a_unit_of_a_grouped_convolution_counts_in_its_own_group() -> None:

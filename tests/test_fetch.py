@@ -372,12 +372,12 @@ def test_killed_fetch_leaves_no_cache_and_is_cleaned_up(tmp_path, small, no_remo
         "import os, signal, sys, pathlib, types\n"
         "bare = sys.modules['svdo'] = types.ModuleType('svdo')\n"  # without the package's torch, which takes seconds
         "bare.__path__ = [sys.argv[2]]\n"
-        "import svdo.data.sources as fetch\n"
-        "fetch.KNOWN['cifar10'] = fetch.Known(20, 4, (32, 32, 3), 10, (), 'cifar-10-batches-py')\n"
-        "fetch.os.fsync = lambda _: os.kill(os.getpid(), signal.SIGKILL)\n"
+        "from svdo.data import sources\n"
+        "sources.KNOWN['cifar10'] = sources.Known(20, 4, (32, 32, 3), 10, (), 'cifar-10-batches-py')\n"
+        "sources.os.fsync = lambda _: os.kill(os.getpid(), signal.SIGKILL)\n"
         "sources.load('cifar10', pathlib.Path(sys.argv[1]))\n"
     )
-    command = [sys.executable, "-c", code, tmp_path, Path(sources.__file__).parent]
+    command = [sys.executable, "-c", code, tmp_path, Path(sources.__file__).parents[1]]
     done = subprocess.run(command, check=False, capture_output=True)
     assert done.returncode == -signal.SIGKILL, done.stderr
     assert not (tmp_path / "cifar10.npz").exists()
