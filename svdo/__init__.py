@@ -5,10 +5,10 @@ loss = cross_entropy(model(x), y) + kl_weight * svdo.kl(model) / n_train
 for layer in svdo.sparsity(model): ...
 """
 
+from .batch_norm import reestimate_batch_norm
 from .conversion import advance, convert, kl, parameter_groups, plain
 from .counts import LayerSparsity, at_threshold, compression, evaluation_weights, masks, sparsity, storage
 from .errors import UserError
-from .evaluate import reestimate_batch_norm
 from .layers import sampling
 
 __all__ = [

@@ -10,55 +10,26 @@ import dataclasses
 import hashlib
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from .errors import UserError, require
 
-DATASETS = ("mnist", "fashion_mnist", "cifar10", "cifar100")
-NORMALIZATIONS = ("pixel_mean", "standard", "zca", "none")
-OPTIMIZERS = ("adam", "sgd")
 MAX_SEED = 2**31 - 1
-MAX_CROP = 28  # the smallest images' side
 MAX_THREADS = 1024
 PRECISIONS = ("fp32", "bf16_variance", "bf16", "auto")
 
 
 @dataclass
 class Choice:
-    """A named option of a config group (a model or a method); subclasses add their fields."""
+    """A named option of a config group (a model, a data set, a method, a task); subclasses add their fields."""
 
     name: str = ""
 
     def check(self) -> None:
         """Raise ``UserError`` where a field's value, though of the right type, makes no sense."""
-
-
-@dataclass
-class DatasetConfig:
-    """Which images, how they are normalised, augmented, split and (mis)labelled."""
-
-    name: str = "mnist"
-    normalization: str = "pixel_mean"  # pixel_mean: x/256 - per-pixel training mean; standard: per-channel mean and std
-    crop: int = 0  # zero-pad by this many pixels and crop back at a random offset, per image
-    flip: bool = False  # mirror each image left to right with probability 1/2
-    validation: int = 0  # the last so many training images are held out and used for selection
-    subset: int = 0  # use only the first so many training images (0: all)
-    test_subset: int = 0  # and so many test images
-    random_labels: float = 0.0  # share of training labels replaced, once, by uniform random classes
-    label_seed: int = 74632  # the 2017 authors' seed for random labels
-
-    def check(self) -> None:
-        """Raise ``UserError`` on an unknown choice or an impossible number."""
-        _one_of("dataset.name", self.name, DATASETS)
-        _one_of("dataset.normalization", self.normalization, NORMALIZATIONS)
-        for key in ("validation", "subset", "test_subset"):
-            _at_least(f"dataset.{key}", getattr(self, key), 0)
-        _between("dataset.crop", self.crop, 0, MAX_CROP)
-        _between("dataset.label_seed", self.label_seed, 0, MAX_SEED)
-        _between("dataset.random_labels", self.random_labels, 0.0, 1.0)
 
 
 @dataclass
@@ -88,16 +59,15 @@ class TrainConfig:
 
     def check(self) -> None:
         """Raise ``UserError`` on an unknown choice or an impossible number."""
-        _at_least("train.epochs", self.epochs, 0)
-        _at_least("train.batch_size", self.batch_size, 1)
-        _one_of("train.optimizer", self.optimizer, OPTIMIZERS)
-        _at_least("train.lr", self.lr, 0.0)
-        _at_least("train.weight_decay", self.weight_decay, 0.0)
-        _at_least("train.noise_lr", self.noise_lr, 0.0)
-        _at_least("train.kl_weight", self.kl_weight, 0.0)
-        _at_least("train.adam_eps", self.adam_eps, 0.0)
+        at_least("train.epochs", self.epochs, 0)
+        at_least("train.batch_size", self.batch_size, 1)
+        at_least("train.lr", self.lr, 0.0)
+        at_least("train.weight_decay", self.weight_decay, 0.0)
+        at_least("train.noise_lr", self.noise_lr, 0.0)
+        at_least("train.kl_weight", self.kl_weight, 0.0)
+        at_least("train.adam_eps", self.adam_eps, 0.0)
         for key in ("lr_flat", "kl_start", "kl_full", "kl_settled"):
-            _between(f"train.{key}", getattr(self, key), 0.0, 1.0)
+            between(f"train.{key}", getattr(self, key), 0.0, 1.0)
         for key in ("momentum", "averaging"):
             value = getattr(self, key)
             require(0.0 <= value < 1.0, f"train.{key}={value} is out of range; it must lie in [0, 1)")
@@ -119,34 +89,39 @@ class RuntimeConfig:
 
     def check(self) -> None:
         """Raise ``UserError`` on an unknown choice or an impossible number."""
-        _one_of("runtime.precision", self.precision, PRECISIONS)
-        _between("runtime.threads", self.threads, 0, MAX_THREADS)
-        _at_least("runtime.snapshots", self.snapshots, 0)
+        one_of("runtime.precision", self.precision, PRECISIONS)
+        between("runtime.threads", self.threads, 0, MAX_THREADS)
+        at_least("runtime.snapshots", self.snapshots, 0)
 
 
 @dataclass
 class Config:
-    """One run, checked. ``model`` and ``method`` hold the chosen subclasses of ``Choice``."""
+    """One run, checked. ``model``, ``dataset``, ``method`` and ``task`` hold the chosen subclasses of ``Choice``.
+
+    ``imports`` are the user's own modules that some of these come from, each with the SHA-256 of its source.
+    """
 
     model: Choice
+    dataset: Choice
     method: Choice
-    dataset: DatasetConfig = field(default_factory=DatasetConfig)
+    task: Choice
     train: TrainConfig = field(default_factory=TrainConfig)
     seed: int = 0
     pretrained: str = ""  # id of the finished run whose weights this one starts from
     runtime: RuntimeConfig = field(default_factory=RuntimeConfig)
     results_dir: str = "results"
     data_dir: str = "~/.cache/svdo"
+    imports: dict[str, str] = field(default_factory=dict)
 
     def check(self) -> None:
         """Raise ``UserError`` where a value of the right type makes no sense."""
-        for group in ("model", "method", "dataset", "train", "runtime"):
+        for group in ("model", "dataset", "method", "task", "train", "runtime"):
             check_part(group, getattr(self, group))
         require(
-            self.dataset.validation > 0 or not self.train.best_epoch,
+            not self.train.best_epoch or getattr(self.dataset, "validation", 1) > 0,
             "train.best_epoch=true chooses the epoch on held-out images; hold some out with dataset.validation=10000",
         )
-        _between("seed", self.seed, 0, MAX_SEED)
+        between("seed", self.seed, 0, MAX_SEED)
         require(
             self.pretrained == Path(self.pretrained).name,
             f"pretrained={self.pretrained} is no run's id; write the name of its folder alone",
@@ -164,6 +139,9 @@ class Config:
                 parts["method"][key] = list(value.items())  # the last pattern that matches counts, so their order does
         parts["model"]["name"], parts["method"]["name"] = self.model.name, self.method.name
         parts["dataset"]["name"] = self.dataset.name
+        task = _non_default(self.task)
+        if task or self.task.name != getattr(self.dataset, "task", ""):  # what the data set brings is no choice
+            parts["task"] = {**task, "name": self.task.name}
         return parts | {"seed": self.seed} | ({"pretrained": self.pretrained} if self.pretrained else {})
 
     @property
@@ -176,6 +154,8 @@ class Config:
     def as_dict(self) -> dict[str, Any]:
         """Every value, resolved, as plain containers, without paths: what the record of a run keeps."""
         everything = dataclasses.asdict(self)
+        if not self.imports:
+            del everything["imports"]
         return {key: value for key, value in everything.items() if not key.endswith("_dir")}
 
 
@@ -188,15 +168,18 @@ def _non_default(part: Any) -> dict[str, Any]:
     }
 
 
-def _one_of(key: str, value: str, options: tuple[str, ...]) -> None:
+def one_of(key: str, value: str, options: Collection[str]) -> None:
+    """Raise ``UserError`` listing ``options`` unless ``value`` is one of them."""
     require(value in options, f"{key}={value} is not a choice; take one of: {', '.join(options)}")
 
 
-def _at_least(key: str, value: float, low: float) -> None:
+def at_least(key: str, value: float, low: float) -> None:
+    """Raise ``UserError`` where ``value`` is below ``low``."""
     require(value >= low, f"{key}={value} is too small; it must be at least {low}")
 
 
-def _between(key: str, value: float, low: float, high: float) -> None:
+def between(key: str, value: float, low: float, high: float) -> None:
+    """Raise ``UserError`` unless ``low`` <= ``value`` <= ``high``."""
     require(low <= value <= high, f"{key}={value} is out of range; it must lie between {low} and {high}")
 
 

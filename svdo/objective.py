@@ -7,21 +7,19 @@ Maximising the paper's SGVLB, sum_n E_q[log p(y_n | x_n, w)] - KL(q || p), over 
 
 from __future__ import annotations
 
-import torch.nn.functional as F
 from torch import Tensor
 
 
-def objective(logits: Tensor, labels: Tensor, kl: Tensor, n_train: int, kl_weight: float) -> Tensor:
+def objective(likelihood: Tensor, kl: Tensor, n_train: int, kl_weight: float) -> Tensor:
     """The loss to minimise, a scalar in nats per training example.
 
     Args:
-        logits: (batch, classes), from one noisy pass.
-        labels: (batch,), class numbers.
+        likelihood: the mean negative log-likelihood of the batch, a scalar, from one noisy pass.
         kl: KL(q || p) of the whole network, a scalar in nats.
         n_train: N, the number of training examples (augmentation does not change it).
         kl_weight: the warm-up's factor.
     """
-    return F.cross_entropy(logits, labels) + kl * (kl_weight / n_train)
+    return likelihood + kl * (kl_weight / n_train)
 
 
 def describe(n_train: int | None) -> str:

@@ -18,8 +18,8 @@ from hydra.errors import OverrideParseException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from .. import methods, models
-from ..config import Config, DatasetConfig, RuntimeConfig, TrainConfig
+from .. import data, methods, models, tasks
+from ..config import Config, RuntimeConfig, TrainConfig
 from ..errors import UserError, require
 
 CONF = "svdo.conf"
@@ -55,7 +55,7 @@ def check(cfg: DictConfig, overrides: Sequence[str]) -> Config:
     config = Config(
         model=_typed("model", parts["model"], models.find(str(parts["model"].get("name")))),
         method=_typed("method", parts["method"], methods.find(str(parts["method"].get("name")))),
-        dataset=_typed("dataset", parts["dataset"], DatasetConfig),
+        dataset=_typed("dataset", parts["dataset"], data.find(str(parts["dataset"].get("name")))),
         train=_typed("train", parts["train"], TrainConfig),
         runtime=_typed("runtime", parts["runtime"], RuntimeConfig),
     )
@@ -143,7 +143,8 @@ def _suggestion(key: str) -> str:
     groups: dict[str, list[Any]] = {
         "model": [*models.MODELS.values()],
         "method": [*methods.METHODS.values()],
-        "dataset": [DatasetConfig],
+        "dataset": [*data.DATASETS.values()],
+        "task": [*tasks.TASKS.values()],
         "train": [TrainConfig],
         "runtime": [RuntimeConfig],
     }

@@ -1,6 +1,26 @@
 """Data sets: where they come from, and how a run sees them."""
 
-from .images import Data, Normalizer, Split, prepare
+from .base import DATASETS, Dataset, dataset, find
+from .images import ImageDataset, ImageSplit, Normalizer, prepare
 from .sources import Images, UnavailableError, fetch, load
+from .spec import Data, DataSpec, Split
+from .tensors import TensorSplit
 
-__all__ = ["Data", "Images", "Normalizer", "Split", "UnavailableError", "fetch", "load", "prepare"]
+__all__ = [
+    "DATASETS",
+    "Data",
+    "DataSpec",
+    "Dataset",
+    "ImageDataset",
+    "ImageSplit",
+    "Images",
+    "Normalizer",
+    "Split",
+    "TensorSplit",
+    "UnavailableError",
+    "dataset",
+    "fetch",
+    "find",
+    "load",
+    "prepare",
+]

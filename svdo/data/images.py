@@ -7,15 +7,57 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from ..config import DatasetConfig
+from ..config import MAX_SEED, at_least, between, one_of
 from ..errors import require
-from .sources import Images
+from .base import DATASETS, Dataset
+from .sources import KNOWN, Images, load
+from .spec import Data, DataSpec
+from .tensors import epoch_generator
 
+NORMALIZATIONS = ("pixel_mean", "standard", "zca", "none")
+MAX_CROP = 28  # the smallest images' side
 ZCA_EPSILON = 1e-5  # of the 2017 authors, for pixels in 0 ... 255
+
+
+@dataclass
+class ImageDataset(Dataset):
+    """Which images, how they are normalised, augmented, split and (mis)labelled."""
+
+    name: str = "mnist"
+    normalization: str = "pixel_mean"  # pixel_mean: x/256 - per-pixel training mean; standard: per-channel mean and std
+    crop: int = 0  # zero-pad by this many pixels and crop back at a random offset, per image
+    flip: bool = False  # mirror each image left to right with probability 1/2
+    validation: int = 0  # the last so many training images are held out and used for selection
+    subset: int = 0  # use only the first so many training images (0: all)
+    test_subset: int = 0  # and so many test images
+    random_labels: float = 0.0  # share of training labels replaced, once, by uniform random classes
+    label_seed: int = 74632  # the 2017 authors' seed for random labels
+
+    def check(self) -> None:
+        """Raise ``UserError`` on an unknown choice or an impossible number."""
+        one_of("dataset.normalization", self.normalization, NORMALIZATIONS)
+        for key in ("validation", "subset", "test_subset"):
+            at_least(f"dataset.{key}", getattr(self, key), 0)
+        between("dataset.crop", self.crop, 0, MAX_CROP)
+        between("dataset.label_seed", self.label_seed, 0, MAX_SEED)
+        between("dataset.random_labels", self.random_labels, 0.0, 1.0)
+
+    def prepare(self, data_dir: Path, device: torch.device, progress: bool = True) -> Data:
+        """The images that ``sources.load`` finds, as ``prepare`` makes them ready."""
+        return prepare(self, load(self.name, data_dir, progress), device)
+
+    def notes(self) -> list[str]:
+        """Normalisation, augmentation and random labels, in one line."""
+        notes = [f"normalised by {self.normalization}"]
+        notes += [f"crop {self.crop}"] if self.crop else []
+        notes += ["flip"] if self.flip else []
+        notes += [f"{100 * self.random_labels:g} % random labels"] if self.random_labels else []
+        return [", ".join(notes)]
 
 
 @dataclass(frozen=True)
@@ -28,7 +70,7 @@ class Normalizer:
 
     @classmethod
     def fit(cls, kind: str, images: Tensor) -> Normalizer:
-        """Statistics of the training ``images``, uint8 (N, H, W, C), for one of ``config.NORMALIZATIONS``."""
+        """Statistics of the training ``images``, uint8 (N, H, W, C), for one of ``NORMALIZATIONS``."""
         zero, one = torch.zeros((), device=images.device), torch.ones((), device=images.device)
         if kind == "none":
             return cls(one / 255.0, zero)
@@ -61,7 +103,7 @@ def _mean(images: Tensor, squared: bool = False) -> Tensor:
 
 
 @dataclass(frozen=True)
-class Split:
+class ImageSplit:
     """One part of a data set: ``images`` (N, H, W, C), uint8 or already normalised float32; ``labels`` (N,) int64."""
 
     images: Tensor
@@ -88,7 +130,7 @@ class Split:
 
         A last partial batch is dropped, as in the papers' code; shuffling gives every image its turn.
         """
-        generator = torch.Generator().manual_seed((seed << 20) + epoch)
+        generator = epoch_generator(seed, epoch)
         device, n = self.images.device, len(self)
         order = torch.randperm(n, generator=generator).to(device)
         shifts = torch.randint(0, 2 * self.crop + 1, (2, n), generator=generator).to(device) if self.crop else None
@@ -119,18 +161,7 @@ def _crop_and_flip(images: Tensor, pad: int, shifts: Tensor | None, flips: Tenso
     return images[picture, rows[:, :, None], columns[:, None, :]]
 
 
-@dataclass(frozen=True)
-class Data:
-    """The splits of one data set, with the shape of an image (channels, height, width) and the number of classes."""
-
-    train: Split
-    validation: Split | None
-    test: Split
-    shape: tuple[int, int, int]
-    classes: int
-
-
-def prepare(config: DatasetConfig, images: Images, device: torch.device) -> Data:
+def prepare(config: ImageDataset, images: Images, device: torch.device) -> Data:
     """Put ``images`` on ``device``, split, mislabel and normalise them as ``config`` says.
 
     Raises:
@@ -143,10 +174,10 @@ def prepare(config: DatasetConfig, images: Images, device: torch.device) -> Data
     train_labels = _mislabel(labels[:used].long(), config, images.classes)
     normalizer = Normalizer.fit(config.normalization, pixels[:used])
 
-    def split(part: Tensor, part_labels: Tensor, crop: int = 0, flip: bool = False) -> Split:
+    def split(part: Tensor, part_labels: Tensor, crop: int = 0, flip: bool = False) -> ImageSplit:
         # Whitening is a large product: done once for all epochs, while other normalisations are cheaper than float storage.
         ready = part if normalizer.whiten is None else torch.cat([normalizer(chunk) for chunk in part.split(1000)])
-        return Split(ready, part_labels.long(), normalizer, crop, flip)
+        return ImageSplit(ready, part_labels.long(), normalizer, crop, flip)
 
     tested = config.test_subset or None
     test = torch.from_numpy(images.test_images[:tested]).to(device), torch.from_numpy(images.test_labels[:tested]).to(device)
@@ -155,12 +186,11 @@ def prepare(config: DatasetConfig, images: Images, device: torch.device) -> Data
         train=split(pixels[:used], train_labels, config.crop, config.flip),
         validation=split(pixels[left:], labels[left:]) if config.validation else None,
         test=split(*test),
-        shape=(channels, height, width),
-        classes=images.classes,
+        spec=DataSpec((channels, height, width), images.classes),
     )
 
 
-def _mislabel(labels: Tensor, config: DatasetConfig, classes: int) -> Tensor:
+def _mislabel(labels: Tensor, config: ImageDataset, classes: int) -> Tensor:
     """Replace a random share of the labels, once, by uniform random classes (which may hit the true one)."""
     if not config.random_labels:
         return labels
@@ -170,3 +200,6 @@ def _mislabel(labels: Tensor, config: DatasetConfig, classes: int) -> Tensor:
     labels = labels.clone()
     labels[chosen.to(labels.device)] = noise.to(labels.device)
     return labels
+
+
+DATASETS.update(dict.fromkeys(KNOWN, ImageDataset))

@@ -2,26 +2,24 @@
 
 from .devices import (
     compiled,
-    compute_exactly,
     device,
     device_name,
     device_type,
     has_bf16,
-    keep_freed_memory,
     precision,
+    prepare_process,
 )
 from .origin import provenance
 from .others import watch_others
 
 __all__ = [
     "compiled",
-    "compute_exactly",
     "device",
     "device_name",
     "device_type",
     "has_bf16",
-    "keep_freed_memory",
     "precision",
+    "prepare_process",
     "provenance",
     "watch_others",
 ]

@@ -87,6 +87,15 @@ def compute_exactly() -> None:
     torch.backends.cudnn.deterministic = True
 
 
+def prepare_process(threads: int) -> None:
+    """Set torch up for training in this process, on so many threads (0: torch's own choice)."""
+    if threads:
+        torch.set_num_threads(threads)
+    keep_freed_memory()
+    compute_exactly()
+    torch.set_flush_denormal(True)  # removed weights shrink to denormals, which CPUs multiply many times slower
+
+
 def compiled(function: F, device: torch.device) -> F:
     """``function`` under torch.compile; on CUDA its kernels are captured once and replayed."""
     mode = "reduce-overhead" if device.type == "cuda" else None

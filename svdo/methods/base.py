@@ -11,10 +11,11 @@ from typing import ClassVar, TypeVar
 from torch import Tensor
 
 from ..config import Choice, check_rates
-from ..errors import UserError, require
+from ..errors import require
 from ..layers import Noise, NoisyLayer, drawn_like
+from ..registry import Registry
 
-METHODS: dict[str, type[Method]] = {}
+METHODS: Registry[type[Method]] = Registry("method")
 
 
 @dataclass
@@ -77,15 +78,13 @@ M = TypeVar("M", bound=type[Method])
 
 def method(cls: M) -> M:
     """Register a ``Method`` dataclass under its ``name``: the command line, conversion, tables and tests follow from it."""
-    METHODS[cls.name] = cls
+    METHODS.add(cls.name, cls)
     return cls
 
 
 def find(name: str) -> type[Method]:
     """The method class called ``name``; raises ``UserError`` listing the choices where there is none."""
-    if name not in METHODS:
-        raise UserError(f"method={name} is not a choice; take one of: {', '.join(METHODS)}")
-    return METHODS[name]
+    return METHODS.find(name)
 
 
 def rate_to_log_alpha(rate: float) -> float:

@@ -1,31 +1,11 @@
-"""The networks of both papers, one family per file, and the registry of their names."""
+"""One file per family of networks; importing this package discovers and registers them all, by name."""
 
-from __future__ import annotations
+from importlib import import_module
+from pkgutil import iter_modules
 
-import torch
-from torch import nn
+from .base import MODELS, Model, build, find, initialise, model
 
-from ..errors import UserError
-from .base import Model, Shape, initialise
-from .convnet import ConvNet
-from .lenet import LeNet5, LeNet300
-from .mlp import MLP
-from .vgg import VGG
+for _module in sorted(info.name for info in iter_modules(__path__)):
+    import_module(f"{__name__}.{_module}")
 
-MODELS: dict[str, type[Model]] = {cls.name: cls for cls in (MLP, LeNet300, LeNet5, ConvNet, VGG)}
-
-__all__ = ["MLP", "MODELS", "VGG", "ConvNet", "LeNet5", "LeNet300", "Model", "Shape", "build", "find", "initialise"]
-
-
-def find(name: str) -> type[Model]:
-    """The model class called ``name``; raises ``UserError`` listing the choices where there is none."""
-    if name not in MODELS:
-        raise UserError(f"model={name} is not a choice; take one of: {', '.join(MODELS)}")
-    return MODELS[name]
-
-
-def build(model: Model, shape: Shape, classes: int, seed: int) -> nn.Module:
-    """``model.build`` with its random start a function of ``seed`` alone; the global generator is left as it was."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        return model.build(shape, classes)
+__all__ = ["MODELS", "Model", "build", "find", "initialise", "model"]

@@ -8,12 +8,17 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from dataclasses import dataclass, field
+from typing import TypeVar
 
+import torch
 from torch import nn
 
 from ..config import Choice, check_rates
+from ..data.spec import DataSpec
+from ..errors import require
+from ..registry import Registry
 
-Shape = tuple[int, int, int]  # channels, height, width
+MODELS: Registry[type[Model]] = Registry("model")
 
 
 @dataclass
@@ -22,8 +27,8 @@ class Model(Choice):
 
     dropout: dict[str, float] = field(default_factory=dict)
 
-    def build(self, shape: Shape, classes: int) -> nn.Module:
-        """The network for images of ``shape``, giving (batch, classes) logits; raises ``UserError`` where it cannot."""
+    def build(self, data: DataSpec) -> nn.Module:
+        """The network for inputs as ``data`` says, giving (batch, classes) logits; raises ``UserError`` where it cannot."""
         raise NotImplementedError
 
     def check(self) -> None:
@@ -62,3 +67,31 @@ def scaled_start(network: nn.Module) -> nn.Module:
         if isinstance(layer, nn.Linear | nn.Conv2d):
             nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
     return network
+
+
+def image_shape(model: str, data: DataSpec) -> tuple[int, int, int]:
+    """Channels, height and width of the images; raises ``UserError`` where ``data`` are none."""
+    require(len(data.shape) == 3, f"model={model} takes images, and an input of this data set has the shape {data.shape}")
+    channels, height, width = data.shape
+    return channels, height, width
+
+
+M = TypeVar("M", bound=type[Model])
+
+
+def model(cls: M) -> M:
+    """Register a ``Model`` dataclass under its ``name``."""
+    MODELS.add(cls.name, cls)
+    return cls
+
+
+def find(name: str) -> type[Model]:
+    """The model class called ``name``; raises ``UserError`` listing the choices where there is none."""
+    return MODELS.find(name)
+
+
+def build(model: Model, data: DataSpec, seed: int) -> nn.Module:
+    """``model.build`` with its random start a function of ``seed`` alone; the global generator is left as it was."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return model.build(data)

@@ -8,10 +8,12 @@ from itertools import pairwise
 
 from torch import nn
 
+from ..data.spec import DataSpec
 from ..errors import require
-from .base import Model, Shape, scaled_start, sequential
+from .base import Model, image_shape, model, scaled_start, sequential
 
 
+@model
 @dataclass
 class ConvNet(Model):
     """The small convolutional net of the 2015 paper with every width scaled by ``k``: a reconstruction.
@@ -22,15 +24,16 @@ class ConvNet(Model):
     name: str = "convnet"
     k: float = 1.0
 
-    def build(self, shape: Shape, classes: int) -> nn.Module:
+    def build(self, data: DataSpec) -> nn.Module:
         """conv 32k@5x5 stride 2 - conv 64k@5x5 stride 2 - 128k - 128k - classes, softplus; starts as ``MLP``'s."""
         sizes = [int(base * self.k) for base in (32, 64, 128, 128)]
-        side = [(size + 3) // 4 for size in shape[1:]]
+        channels, *sides = image_shape(self.name, data)
+        side = [(size + 3) // 4 for size in sides]
         layers: list[tuple[str, nn.Module]] = []
-        for i, (inputs, outputs) in enumerate(pairwise([shape[0], *sizes[:2]]), 1):
+        for i, (inputs, outputs) in enumerate(pairwise([channels, *sizes[:2]]), 1):
             layers += [(f"conv{i}", nn.Conv2d(inputs, outputs, 5, stride=2, padding=2)), (f"softplus{i}", nn.Softplus())]
         layers.append(("flatten", nn.Flatten()))
-        for i, (inputs, outputs) in enumerate(pairwise([sizes[1] * side[0] * side[1], *sizes[2:], classes]), 1):
+        for i, (inputs, outputs) in enumerate(pairwise([sizes[1] * side[0] * side[1], *sizes[2:], data.classes]), 1):
             layers += [(f"fc{i}", nn.Linear(inputs, outputs)), (f"softplus{i + 2}", nn.Softplus())]
         return scaled_start(sequential(*layers[:-1]))
 

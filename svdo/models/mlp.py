@@ -8,10 +8,12 @@ from itertools import pairwise
 
 from torch import nn
 
+from ..data.spec import DataSpec
 from ..errors import require
-from .base import Model, Shape, normal_start, scaled_start, sequential
+from .base import Model, model, normal_start, scaled_start, sequential
 
 
+@model
 @dataclass
 class MLP(Model):
     """``depth`` hidden ReLU layers of ``width`` units: the fully connected nets of the 2015 paper.
@@ -24,9 +26,9 @@ class MLP(Model):
     width: int = 500
     start_std: float = 0.0
 
-    def build(self, shape: Shape, classes: int) -> nn.Module:
+    def build(self, data: DataSpec) -> nn.Module:
         """fc1 ... fc(depth + 1), on flattened images."""
-        sizes = [shape[0] * shape[1] * shape[2], *[self.width] * self.depth, classes]
+        sizes = [math.prod(data.shape), *[self.width] * self.depth, data.classes]
         layers: list[tuple[str, nn.Module]] = [("flatten", nn.Flatten())]
         for i, (inputs, outputs) in enumerate(pairwise(sizes), 1):
             layers += [(f"fc{i}", nn.Linear(inputs, outputs)), (f"relu{i}", nn.ReLU())]

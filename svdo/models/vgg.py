@@ -7,10 +7,12 @@ from dataclasses import dataclass
 
 from torch import nn
 
+from ..data.spec import DataSpec
 from ..errors import require
-from .base import Model, Shape, sequential
+from .base import Model, image_shape, model, sequential
 
 
+@model
 @dataclass
 class VGG(Model):
     """The VGG-like network of Zagoruyko (2015) with every width scaled by ``k``: 14 977 728 weights at k = 1, 10 classes."""
@@ -18,14 +20,15 @@ class VGG(Model):
     name: str = "vgg"
     k: float = 1.0
 
-    def build(self, shape: Shape, classes: int) -> nn.Module:
+    def build(self, data: DataSpec) -> nn.Module:
         """Thirteen 3x3 convolutions in groups of 2, 2, 3, 3, 3, each with batch norm and ReLU, pooled; two dense layers."""
-        require(shape[1:] == (32, 32), f"model=vgg needs images of 32 x 32 pixels, not {shape[1]} x {shape[2]}")
+        channels, height, width = image_shape(self.name, data)
+        require((height, width) == (32, 32), f"model=vgg needs images of 32 x 32 pixels, not {height} x {width}")
         layers: list[tuple[str, nn.Module]] = []
-        channels, number = shape[0], 0
-        for group, (width, depth) in enumerate([(64, 2), (128, 2), (256, 3), (512, 3), (512, 3)], 1):
+        number = 0
+        for group, (base, depth) in enumerate([(64, 2), (128, 2), (256, 3), (512, 3), (512, 3)], 1):
             for _ in range(depth):
-                number, width_k = number + 1, int(width * self.k)
+                number, width_k = number + 1, int(base * self.k)
                 layers += [
                     (f"conv{number}", nn.Conv2d(channels, width_k, 3, padding=1)),
                     (f"bn{number}", nn.BatchNorm2d(width_k, eps=1e-3)),
@@ -39,7 +42,7 @@ class VGG(Model):
             ("fc1", nn.Linear(channels, channels)),
             ("bn_fc1", nn.BatchNorm1d(channels, eps=1e-3)),
             ("relu_fc1", nn.ReLU()),
-            ("fc2", nn.Linear(channels, classes)),
+            ("fc2", nn.Linear(channels, data.classes)),
         )
 
     def check(self) -> None:

@@ -1,6 +1,7 @@
 """From a checked configuration to a finished record."""
 
-from .loop import Training, execute
+from .entry import execute
+from .loop import Training
 from .start import trained
 from .stopping import Interrupted, Stop, signals
 

@@ -10,27 +10,28 @@ from torch import nn
 from ..config import Config
 from ..conversion import convert
 from ..counts import evaluation_weights
-from ..data import Data, load, prepare
+from ..data import Data, Dataset, DataSpec
 from ..errors import UserError, require
 from ..methods import Method
 from ..methods import find as find_method
 from ..models import Model, build
-from ..runs import REBUILT, Run, checkpoint, with_weights
+from ..runs import REBUILT, Run, with_weights
 
 
 def trained(config: Config, run: Run) -> tuple[nn.Module, Data]:
     """The network of a finished run whose weights are at hand, and its data, on the CPU."""
-    data = prepare(config.dataset, load(config.dataset.name, Path(config.data_dir)), torch.device("cpu"))
-    model = network_of(config, data, started=True)
-    model.load_state_dict(checkpoint.load(run.weights))
+    assert isinstance(config.dataset, Dataset)
+    data = config.dataset.prepare(Path(config.data_dir), torch.device("cpu"))
+    model = network_of(config, data.spec, started=True)
+    model.load_state_dict(run.tensors(run.weights))
     return model.to(memory_format=torch.channels_last), data
 
 
-def network_of(config: Config, data: Data, started: bool = False) -> nn.Module:
+def network_of(config: Config, data: DataSpec, started: bool = False) -> nn.Module:
     """The network at the run's start; where it has ``started``, its weights are still to be loaded."""
     assert isinstance(config.model, Model)
     assert isinstance(config.method, Method)
-    network = build(config.model, data.shape, data.classes, config.seed)
+    network = build(config.model, data, config.seed)
     if config.pretrained and not started:
         _start_from(network, config)
     return convert(network, config.method)
@@ -47,7 +48,7 @@ def _start_from(network: nn.Module, config: Config) -> None:
         raise UserError(
             f"pretrained={config.pretrained}: {parent.weights} is missing; train that run again with results_dir={again}"
         )
-    record, weights = found.result(), checkpoint.load(found.weights)
+    record, weights = found.result(), found.tensors(found.weights)
     assert record is not None
     try:
         parent_method = find_method(record["method"])(**record["config"]["method"])

@@ -1,0 +1,67 @@
+"""``import=my.module``: modules of the user's, loaded before anything is composed, whose registered classes become choices."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import os
+import sys
+import traceback
+from collections.abc import Sequence
+from pathlib import Path
+
+from ..errors import UserError, require
+
+KEY = "import="
+HANDED_ON = "SVDO_IMPORT"  # to the processes that a sweep's launcher starts
+
+
+def take(arguments: Sequence[str]) -> list[str]:
+    """The arguments without ``import=...``, whose modules are loaded, with those that a parent process handed on.
+
+    Raises:
+        UserError: where a module cannot be imported.
+    """
+    given = [argument.removeprefix(KEY) for argument in arguments if argument.startswith(KEY)]
+    names = [name for text in [os.environ.get(HANDED_ON, ""), *given] for name in text.split(",") if name]
+    for text in given:
+        require(bool(text), "import= names no module; write import=my.module, as Python would import it")
+    if names:
+        load(names)
+        os.environ[HANDED_ON] = ",".join(dict.fromkeys(names))
+    return [argument for argument in arguments if not argument.startswith(KEY)]
+
+
+def load(names: Sequence[str]) -> None:
+    """Import the modules, those in the working folder included; raises ``UserError`` where one cannot be."""
+    here = os.getcwd()
+    if here not in sys.path:
+        sys.path.insert(0, here)
+    for name in names:
+        try:
+            importlib.import_module(name)
+        except UserError as error:
+            raise UserError(f"import={name}: {error}") from None
+        except Exception as error:  # whatever a module of the user's may raise
+            where = traceback.extract_tb(error.__traceback__)[-1]
+            place = "" if isinstance(error, ModuleNotFoundError) else f" ({Path(where.filename).name}, line {where.lineno})"
+            raise UserError(f"import={name} failed: {type(error).__name__}: {error}{place}") from None
+
+
+def loaded() -> dict[str, str]:
+    """The modules that ``load`` has imported for this process, each with the SHA-256 of its source."""
+    names = [name for name in os.environ.get(HANDED_ON, "").split(",") if name]
+    return {name: _sha256(name) for name in names}
+
+
+def _sha256(name: str) -> str:
+    """Of a module's file; of a package, of all its Python files in order."""
+    file = getattr(sys.modules[name], "__file__", None)
+    if not file:
+        return ""
+    path = Path(file)
+    files = sorted(path.parent.rglob("*.py")) if path.name == "__init__.py" else [path]
+    digest = hashlib.sha256()
+    for part in files:
+        digest.update(part.read_bytes())
+    return digest.hexdigest()
