@@ -104,10 +104,12 @@ class Training:
             self.averaged = AveragedModel(self.model, multi_avg_fn=get_ema_multi_avg_fn(config.train.averaging))
         self.best: dict[str, Tensor] = {}
         self.progress = Progress()
+        self.lines: list[Record] = []  # of the epochs that are over
         torch.manual_seed(config.seed)
         if run.checkpoint.exists():
             self._restore()
-        run.forget_epochs_after(self.progress.epoch)
+        if self.lines or run.metrics.exists():
+            run.write_epochs(self.lines)  # what was written after the last checkpoint is trained, and said, again
 
     @property
     def evaluated(self) -> nn.Module:
@@ -128,8 +130,8 @@ class Training:
         _say(console.plan(self.config, device, sizes, weights, has_kl, folder) + "\n")
         self._fit()
         record = self._record()
-        checkpoint.save(self.run.weights, self.evaluated.state_dict())
-        self.run.finish(record)
+        self.run.save(self.run.weights, self.evaluated.state_dict())
+        record = self.run.finish(record, self.lines)
         _say(f"\n{console.layer_table(record)}\n\nrecord {self.run.record}")
         return record
 
@@ -179,11 +181,12 @@ class Training:
                     "compression": _finite(compression(layers)),
                     "seconds": progress.seconds,
                 }
+                self.lines.append(line)
                 self.run.append(line)
                 bar.write(lines.line(line), file=sys.stdout)
                 sys.stdout.flush()
                 if (every := self.config.runtime.snapshots) and progress.epoch % every == 0:
-                    checkpoint.save(self.run.snapshot(progress.epoch), evaluation_weights(self.evaluated))
+                    self.run.save(self.run.snapshot(progress.epoch), evaluation_weights(self.evaluated))
                 self._save()
                 self.stop.deferred = False
                 if self.stop.number:
@@ -248,19 +251,21 @@ class Training:
             "progress": vars(self.progress),
             "best": self.best,
             "origins": self.origins,
+            "lines": self.lines,
         }
         if self.averaged:
             state["averaged"] = self.averaged.state_dict()
-        checkpoint.save(self.run.checkpoint, state)
+        self.run.save(self.run.checkpoint, state)
 
     def _restore(self) -> None:
-        state = checkpoint.load(self.run.checkpoint)
+        state = self.run.resume()
         try:
             self.model.load_state_dict(state["model"])
             for optimizer, kept in zip(self.optimizers, state["optimizers"], strict=True):
                 optimizer.load_state_dict(kept)
             vars(self.progress).update(state["progress"])
             self.best = state["best"]
+            self.lines = state["lines"]
             if self.averaged:
                 self.averaged.load_state_dict(state["averaged"])
             checkpoint.restore_generators(state["generators"], self.device)
@@ -308,8 +313,8 @@ class Training:
             before = evaluate(model, data.test)
             if reestimate_batch_norm(model, self._augmented()) and self.averaged is None:  # an average never had training's
                 others["test_running_statistics"] = before
-        if lines := self.run.epochs():
-            others["objective"] = lines[(self.progress.best_epoch or len(lines)) - 1]["train_loss"]
+        if self.lines:
+            others["objective"] = self.lines[(self.progress.best_epoch or len(self.lines)) - 1]["train_loss"]
         *earlier, last = self.origins
         provenance = {**last, "started": self.origins[0]["started"]} | ({"earlier": earlier} if earlier else {})
         layers, rates = sparsity(model), dropout_rates(model)

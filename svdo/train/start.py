@@ -15,14 +15,14 @@ from ..errors import UserError, require
 from ..methods import Method
 from ..methods import find as find_method
 from ..models import Model, build
-from ..runs import REBUILT, Run, checkpoint, with_weights
+from ..runs import REBUILT, Run, with_weights
 
 
 def trained(config: Config, run: Run) -> tuple[nn.Module, Data]:
     """The network of a finished run whose weights are at hand, and its data, on the CPU."""
     data = prepare(config.dataset, load(config.dataset.name, Path(config.data_dir)), torch.device("cpu"))
     model = network_of(config, data, started=True)
-    model.load_state_dict(checkpoint.load(run.weights))
+    model.load_state_dict(run.tensors(run.weights))
     return model.to(memory_format=torch.channels_last), data
 
 
@@ -47,7 +47,7 @@ def _start_from(network: nn.Module, config: Config) -> None:
         raise UserError(
             f"pretrained={config.pretrained}: {parent.weights} is missing; train that run again with results_dir={again}"
         )
-    record, weights = found.result(), checkpoint.load(found.weights)
+    record, weights = found.result(), found.tensors(found.weights)
     assert record is not None
     try:
         parent_method = find_method(record["method"])(**record["config"]["method"])
