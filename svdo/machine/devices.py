@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
-import fcntl
 import functools
 import os
 import platform
@@ -18,6 +17,7 @@ import torch
 
 from ..config import RuntimeConfig
 from ..errors import UserError
+from ..runs.disk import try_lock
 
 F = TypeVar("F", bound=Callable[..., Any])
 CPU_FLAGS = Path("/proc/cpuinfo")
@@ -63,11 +63,11 @@ def has_bf16(device: torch.device) -> bool:
 def _gpu() -> tuple[torch.device, IO[str] | None]:
     """The first GPU that no other svdo process of this user has, and the lock that keeps it; where all are taken, the first."""
     visible = os.environ.get("CUDA_VISIBLE_DEVICES", "all").replace("/", "_")
+    user = os.getuid() if hasattr(os, "getuid") else "user"  # Windows has a temporary folder for each
     for number in range(torch.cuda.device_count()):
-        path = Path(tempfile.gettempdir()) / f"svdo-{os.getuid()}-gpu-{number}-of-{visible}.lock"
+        path = Path(tempfile.gettempdir()) / f"svdo-{user}-gpu-{number}-of-{visible}.lock"
         lock = open(path, "w")  # noqa: SIM115 - held for as long as the process lives
-        with contextlib.suppress(BlockingIOError):
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if try_lock(lock.fileno()):
             return torch.device("cuda", number), lock
         lock.close()
     return torch.device("cuda", 0), None

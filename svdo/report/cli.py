@@ -15,7 +15,7 @@ from ..config import Config
 from ..data.sources import UnavailableError
 from ..errors import UserError
 from ..runs import REBUILT, finished
-from ..runs.checkpoint import write_atomically
+from ..runs.disk import write_atomically
 from ..train import console
 from . import collect, index, measures, render, spec, watch
 from .collect import Evidence, Planned

@@ -33,7 +33,7 @@ from ..math.divergence import CUBIC_CONSTANT, EPS, K1, K2, K3, cubic_kl, exact_k
 from ..methods.sparsevd import PARAMETERIZATIONS, SparseVD
 from ..objective import objective
 from ..runs import Run, with_weights
-from ..runs.checkpoint import hold, write_atomically
+from ..runs.disk import hold, write_atomically
 from .collect import Evidence, kept_measurement, measurement_file, network_ids
 
 Part = TypeVar("Part", bound=tuple[Any, ...])

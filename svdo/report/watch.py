@@ -15,7 +15,8 @@ from ..counts import at_threshold, sparsity
 from ..errors import UserError
 from ..evaluate import evaluate
 from ..layers import noisy_layers
-from ..runs import REBUILT, Run, checkpoint, copies
+from ..runs import REBUILT, Run, copies
+from ..runs.disk import write_atomically
 from .collect import Planned
 
 PIECE = (100, 200)  # outputs and inputs of the first dense layer that are shown
@@ -49,7 +50,7 @@ def watch(config: Config, run: Run) -> dict[str, np.ndarray]:
     their ``log_alpha`` counts in ``bins``; ``thresholds``, and ``error`` (percent, test set) and ``compression`` at each; the
     ``record`` of what was watched, as JSON, since a run trained again for its weights may end as another network.
     """
-    snapshots = {epoch: checkpoint.load(path) for epoch, path in run.snapshots().items()}
+    snapshots = {epoch: run.tensors(path) for epoch, path in run.snapshots().items()}
     first = next(iter(snapshots.values()))
     seen = {"epochs": np.array(list(snapshots)), "thresholds": THRESHOLDS, "record": np.array(json.dumps(run.result()))}
     for key, dimensions in (("filters", 4), ("piece", 2)):
@@ -74,7 +75,7 @@ def save(config: Config, seen: dict[str, np.ndarray]) -> None:
     """Keep what ``watch`` saw."""
     path = file(config)
     path.parent.mkdir(parents=True, exist_ok=True)
-    checkpoint.write_atomically(path, lambda stream: np.savez_compressed(stream, **seen))  # type: ignore[arg-type]
+    write_atomically(path, lambda stream: np.savez_compressed(stream, **seen))  # type: ignore[arg-type]
 
 
 def load(config: Config) -> dict[str, np.ndarray] | None:

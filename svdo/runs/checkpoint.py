@@ -1,78 +1,73 @@
-"""Atomic save and checked load of tensors, a file being either whole or not there; and one process at a time at a file."""
+"""Save and checked load of tensors in files that say which run they belong to; and the states of random generators."""
 
 from __future__ import annotations
 
-import contextlib
-import fcntl
+import hashlib
 import io
-import os
+import json
 import zipfile
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from ..errors import UserError
+from .disk import write_atomically
+
+OWNER = "archive/svdo.json"  # in the zip archive that torch writes, which ignores it: a file of tensors alone stays just that
 
 
-def write_atomically(path: Path, write: Any) -> None:
-    """Call ``write(binary file)`` on a temporary neighbour of ``path``, flush it to disk and move it into place.
+def save(path: Path, state: dict[str, Any], run: str = "") -> None:
+    """Save tensors, numbers, strings, lists and dicts, loadable with ``torch.load(path, weights_only=True)``.
 
-    Raises:
-        OSError: naming ``path``, where the disk is full or the folder cannot be written.
+    ``run``, the id of the run that the file belongs to, is stored beside them.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with open(temporary, "wb") as file:
-            write(file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException as error:
-        with contextlib.suppress(OSError):
-            temporary.unlink()
-        if isinstance(error, OSError):
-            raise OSError(error.errno, error.strerror, str(path)) from None
-        raise
-
-
-def hold(file: int, waiting: Callable[[], None]) -> None:
-    """Lock an open file until it is closed; where another process has it locked, call ``waiting`` and wait for it to end."""
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        waiting()
-        fcntl.flock(file, fcntl.LOCK_EX)
-
-
-def save(path: Path, state: dict[str, Any]) -> None:
-    """Save tensors, numbers, strings, lists and dicts, loadable with ``torch.load(path, weights_only=True)``."""
     buffer = io.BytesIO()  # since torch, writing to a full disk itself, raises an error that says nothing of it
     torch.save(state, buffer)
+    with zipfile.ZipFile(buffer, "a") as archive:
+        archive.writestr(zipfile.ZipInfo(OWNER), json.dumps({"run": run}))
     write_atomically(path, lambda file: file.write(buffer.getbuffer()))
 
 
-def load(path: Path) -> dict[str, Any]:
+def load(path: Path, run: str = "", sha256: str = "") -> dict[str, Any]:
     """What ``save`` wrote, on the CPU.
 
+    Args:
+        path: the file.
+        run: the id of the run that it must belong to; a file of an older version, which names none, is taken as it is.
+        sha256: the hash that it must have, in hexadecimal digits.
+
     Raises:
-        UserError: where the file is damaged. torch itself does not verify the checksums it stores, so they are verified here.
+        UserError: where the file is damaged or another run's. torch itself does not verify the checksums it stores, so they
+            are verified here.
     """
     try:
-        with zipfile.ZipFile(path) as archive:
-            broken = archive.testzip()
-        if broken is not None:
-            raise zipfile.BadZipFile(f"checksum of {broken}")
-        state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+        content = path.read_bytes()
+        owner = _owner(content)
+        if run and owner and owner != run:
+            raise UserError(f"{path} belongs to the run {owner}; put this run's own back, or delete it and train the run anew")
+        if sha256 and hashlib.sha256(content).hexdigest() != sha256:
+            raise ValueError("it is not the file that the record was written with")
+        state: dict[str, Any] = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
         if not isinstance(state, dict):
             raise TypeError(f"it holds a {type(state).__name__}")
+    except UserError:
+        raise
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror}") from None
     except Exception as error:  # a damaged archive can fail anywhere in zipfile, pickle or torch
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise UserError(f"{path} is damaged ({reason}); delete this file and train the run anew") from None
     return state
+
+
+def _owner(content: bytes) -> str:
+    """The id of the run that the archive belongs to, empty in one of an older version; raises where a checksum is wrong."""
+    with zipfile.ZipFile(io.BytesIO(content)) as archive:
+        broken = archive.testzip()
+        if broken is not None:
+            raise zipfile.BadZipFile(f"checksum of {broken}")
+        return str(json.loads(archive.read(OWNER))["run"]) if OWNER in archive.namelist() else ""
 
 
 def generator_states(device: torch.device) -> dict[str, torch.Tensor]:

@@ -1,44 +1,33 @@
-"""The run store, ``<results_dir>/runs/<id>/``: open, lock, append, finish, query. Every file name in one place.
+"""The run store, ``<results_dir>/runs/<id>/``: open, lock, keep, finish, query. Every file name in one place.
 
 result.json    the record, written last and atomically: its presence means the run is done
-metrics.jsonl  one line per epoch
+metrics.jsonl  one line per epoch; while the run trains, a copy of what the checkpoint holds
 weights.pt     the trained network, tensors only
 epoch-N.pt     with runtime.snapshots, the thresholded weights after epoch N
-checkpoint.pt  where to resume; gone once the run is done
+checkpoint.pt  where to resume, with the lines of all epochs so far; gone once the run is done
 lock           held while a process trains the run
 error.txt      the traceback of the last failure that was no mistake of the user; gone once the run is done
+
+Every tensor file says which run it belongs to, and the record has a checksum of itself and the SHA-256 of the other files
+that stay. Records of older versions have neither and are checked for all else.
 """
 
 from __future__ import annotations
 
 import contextlib
-import fcntl
+import hashlib
 import json
-import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from ..errors import UserError
-from .checkpoint import hold, write_atomically
+from . import checkpoint
+from .disk import Lock, is_locked, make_folder, write_atomically
+from .record import Record, parse, parse_epochs, seal
 
-Record = dict[str, Any]
 REBUILT = "rebuilt"
-RECORD = {
-    "schema",
-    "id",
-    "model",
-    "method",
-    "config",
-    "test",
-    "layers",
-    "weights",
-    "compression",
-    "epochs",
-    "seconds",
-    "provenance",
-}
 
 
 class Run:
@@ -51,7 +40,8 @@ class Run:
         self.weights = self.folder / "weights.pt"
         self.error = self.folder / "error.txt"
         self.record = self.folder / "result.json"
-        self._metrics = self.folder / "metrics.jsonl"
+        self.metrics = self.folder / "metrics.jsonl"
+        self._lock = Lock(self.folder / "lock")
 
     def snapshot(self, epoch: int) -> Path:
         """Where the thresholded weights after that epoch are kept."""
@@ -59,20 +49,59 @@ class Run:
 
     def snapshots(self) -> dict[int, Path]:
         """The files that ``snapshot`` named and that exist, by epoch in order."""
-        found = {int(path.stem.removeprefix("epoch-")): path for path in self.folder.glob("epoch-*.pt")}
+        numbers = {path.stem.removeprefix("epoch-"): path for path in self.folder.glob("epoch-*.pt")}
+        found = {int(number): path for number, path in numbers.items() if number.isdecimal()}
         return dict(sorted(found.items()))
 
     def result(self) -> Record | None:
         """The record, or None while the run is not done; raises ``UserError`` where the file is damaged."""
         try:
-            record: Record = json.loads(self.record.read_text("utf-8"))
-            if not isinstance(record, dict) or record.get("id") != self.id or not record.keys() >= RECORD:
-                raise ValueError(f"it is not the record of {self.id}")
+            return parse(self.record.read_bytes(), self.id)
         except (FileNotFoundError, NotADirectoryError):
             return None
         except (OSError, ValueError) as error:
             raise UserError(f"{self.record} cannot be read ({error}); restore it, or delete it to train anew") from None
-        return record
+
+    def epochs(self) -> list[Record]:
+        """The lines of ``metrics.jsonl``, oldest first; none where there is neither that file nor a record.
+
+        Raises:
+            UserError: where a line is damaged, or they are not those of the record.
+        """
+        record = self.result()
+        try:
+            content = self.metrics.read_bytes() if record is not None or self.metrics.exists() else b""
+            if record is not None:
+                self._check_hash(self.metrics, content, record)
+            return parse_epochs(content, record)
+        except FileNotFoundError:
+            if record is not None and not record["epochs"]:
+                return []
+            raise UserError(f"{self.metrics} is missing; restore it, or delete the folder to train anew") from None
+        except (OSError, ValueError) as error:
+            raise UserError(f"{self.metrics} is damaged ({error}); restore it, or delete the folder to train anew") from None
+
+    def tensors(self, path: Path) -> dict[str, Any]:
+        """What ``weights.pt`` or a snapshot holds, on the CPU.
+
+        Raises:
+            UserError: where the file is damaged, another run's, or not the one that the record was written with.
+        """
+        record = self.result() or {}
+        return checkpoint.load(path, self.id, record.get("files", {}).get(path.name, ""))
+
+    def resume(self) -> dict[str, Any]:
+        """What was saved last as ``checkpoint.pt``, its ``lines`` being those of all epochs before.
+
+        A checkpoint of an older version has none, and ``metrics.jsonl`` is where they are.
+
+        Raises:
+            UserError: where the checkpoint, or what an older one needs beside it, is damaged or another run's.
+        """
+        state = checkpoint.load(self.checkpoint, self.id)
+        if "lines" not in state:
+            state["lines"] = self._first_lines(state)
+        return state
 
     @contextmanager
     def open(self, waiting: Callable[[str], None]) -> Iterator[None]:
@@ -82,70 +111,79 @@ class Run:
             UserError: where the folder cannot be written.
         """
         try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            lock = open(self.folder / "lock", "a+")  # noqa: SIM115 - the with statement below closes it
+            make_folder(self.folder)
+            self._lock.hold(lambda holder: waiting(f"{self.id} is being trained by process {holder}; waiting for it to end"))
         except OSError as error:
             raise UserError(
                 f"cannot write to {self.folder}: {error.strerror}; name another folder with results_dir=..."
             ) from None
-        with lock:
-            hold(
-                lock.fileno(), lambda: waiting(f"{self.id} is being trained by process {_holder(lock)}; waiting for it to end")
-            )
-            lock.truncate(0)
-            lock.write(str(os.getpid()))
-            lock.flush()
+        try:
             for leftover in self.folder.glob(".*.tmp"):  # of a process that was killed while it wrote
                 leftover.unlink(missing_ok=True)
             yield
+        finally:
+            self._lock.release()
 
     def busy(self) -> bool:
         """Whether some process is training it now."""
-        with contextlib.suppress(OSError), open(self.folder / "lock") as lock:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)  # shared: who only asks is not busy to others
-            except BlockingIOError:
-                return True
+        with contextlib.suppress(OSError), open(self._lock.path, "rb") as lock:
+            return is_locked(lock.fileno())
         return False
 
-    def epochs(self) -> list[Record]:
-        """The lines of ``metrics.jsonl``, oldest first."""
-        try:
-            return [json.loads(line) for line in self._metrics.read_text("utf-8").splitlines()]
-        except FileNotFoundError:
-            return []
+    def save(self, path: Path, state: dict[str, Any]) -> None:
+        """Write a tensor file of this run; raises ``UserError`` where the folder has become another process's."""
+        self._lock.check()
+        checkpoint.save(path, state, self.id)
+
+    def write_epochs(self, lines: Sequence[Record]) -> None:
+        """Make ``metrics.jsonl`` these lines, whatever it was: the checkpoint knows better."""
+        self._lock.check()
+        text = "".join(f"{json.dumps(line)}\n" for line in lines)
+        write_atomically(self.metrics, lambda file: file.write(text.encode()))
 
     def append(self, line: Record) -> None:
         """Add an epoch's line."""
-        with open(self._metrics, "a", encoding="utf-8") as file:
+        self._lock.check()
+        with open(self.metrics, "a", encoding="utf-8") as file:
             file.write(json.dumps(line) + "\n")
 
-    def forget_epochs_after(self, epoch: int) -> None:
-        """Keep the first ``epoch`` lines: what a killed process wrote after its last checkpoint is trained, and said, again.
+    def finish(self, record: Record, lines: Sequence[Record]) -> Record:
+        """Write the record with the hashes of what stays beside it, then drop what only resuming needs.
 
         Raises:
-            UserError: where these lines are not there, or damaged.
+            UserError: where the record would be refused when it is read.
         """
+        if lines:
+            self.write_epochs(lines)
+        kept = [path for path in (self.weights, self.metrics, *self.snapshots().values()) if path.exists()]
+        files = {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in kept}
         try:
-            whole = self._metrics.read_bytes().splitlines(keepends=True)[:epoch] if self._metrics.exists() else []
-            if [json.loads(line)["epoch"] for line in whole] != list(range(1, epoch + 1)):
-                raise ValueError(f"it lacks epochs before {epoch + 1}")
-        except (ValueError, TypeError, KeyError) as error:
-            raise UserError(f"{self._metrics} is damaged ({error}); restore it, or delete the folder to train anew") from None
-        if self._metrics.exists():
-            write_atomically(self._metrics, lambda file: file.write(b"".join(whole)))
-
-    def finish(self, record: Record) -> None:
-        """Write the record, then drop what only resuming needs."""
-        text = json.dumps(record, indent=1, allow_nan=False) + "\n"
+            sealed = seal({**record, "files": files})
+        except ValueError as error:
+            raise UserError(f"{self.record} is not written: {error}") from None
+        text = json.dumps(sealed, indent=1, allow_nan=False) + "\n"
+        self._lock.check()
         write_atomically(self.record, lambda file: file.write(text.encode()))
         for path in (self.checkpoint, self.error):
             path.unlink(missing_ok=True)
+        return sealed
 
+    def _check_hash(self, path: Path, content: bytes, record: Record) -> None:
+        known = record.get("files", {}).get(path.name)
+        if known is not None and hashlib.sha256(content).hexdigest() != known:
+            raise ValueError("it is not the file that the record was written with")
 
-def _holder(lock: IO[str]) -> str:
-    lock.seek(0)
-    return lock.read().strip() or "?"
+    def _first_lines(self, state: dict[str, Any]) -> list[Record]:
+        """The epochs before an older checkpoint: what was written after it is trained, and said, again."""
+        try:
+            epoch = state["progress"]["epoch"]
+            whole = self.metrics.read_bytes().splitlines()[:epoch] if self.metrics.exists() else []
+            lines = parse_epochs(b"\n".join(whole), None)
+            if len(lines) < epoch:
+                raise ValueError(f"it lacks epochs before {epoch + 1}")
+        except (ValueError, TypeError, KeyError) as error:
+            raise UserError(f"{self.metrics} is damaged ({error}); restore it, or delete the folder to train anew") from None
+        return lines
 
 
 def copies(results_dir: str | Path, id: str) -> Iterator[Run]:
@@ -162,8 +200,7 @@ def with_weights(results_dir: str | Path, id: str) -> Run | None:
 
 
 def finished(results_dir: str | Path) -> Iterator[Record]:
-    """The records of all runs that are done, by id."""
+    """The records of all runs that are done, by id; raises ``UserError`` where one is damaged."""
     for folder in sorted((Path(results_dir).expanduser() / "runs").glob("*/")):
-        with contextlib.suppress(UserError):  # a damaged record is the business of whoever asks for that run
-            if record := Run(results_dir, folder.name).result():
-                yield record
+        if record := Run(results_dir, folder.name).result():
+            yield record
