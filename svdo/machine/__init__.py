@@ -10,6 +10,7 @@ from .devices import (
     keep_freed_memory,
     precision,
 )
+from .memory import total as memory
 from .origin import provenance
 from .others import watch_others
 
@@ -21,6 +22,7 @@ __all__ = [
     "device_type",
     "has_bf16",
     "keep_freed_memory",
+    "memory",
     "precision",
     "provenance",
     "watch_others",

@@ -14,7 +14,7 @@ from .vgg import VGG
 
 MODELS: dict[str, type[Model]] = {cls.name: cls for cls in (MLP, LeNet300, LeNet5, ConvNet, VGG)}
 
-__all__ = ["MLP", "MODELS", "VGG", "ConvNet", "LeNet5", "LeNet300", "Model", "Shape", "build", "find", "initialise"]
+__all__ = ["MLP", "MODELS", "VGG", "ConvNet", "LeNet5", "LeNet300", "Model", "Shape", "build", "find", "initialise", "outline"]
 
 
 def find(name: str) -> type[Model]:
@@ -22,6 +22,21 @@ def find(name: str) -> type[Model]:
     if name not in MODELS:
         raise UserError(f"model={name} is not a choice; take one of: {', '.join(MODELS)}")
     return MODELS[name]
+
+
+def outline(model: Model, shape: Shape, classes: int) -> nn.Module:
+    """``model.build`` on the meta device, which takes no memory: the layers with their shapes, without values.
+
+    Raises:
+        UserError: where the model cannot be built for such images, or is larger than torch can count.
+    """
+    try:
+        with torch.device("meta"):
+            return model.build(shape, classes)
+    except (OverflowError, RuntimeError, TypeError) as error:
+        if "verflow" not in str(error) and not isinstance(error, OverflowError):
+            raise
+        raise UserError(f"model={model.name} with these settings has more weights than can be counted; take less") from None
 
 
 def build(model: Model, shape: Shape, classes: int, seed: int) -> nn.Module:

@@ -15,7 +15,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from tqdm import tqdm
 
@@ -25,7 +24,7 @@ from ..conversion import advance, kl
 from ..counts import compression, evaluation_weights, sparsity, storage
 from ..data import prepare
 from ..data.sources import load
-from ..errors import UserError, require
+from ..errors import UserError
 from ..evaluate import CHUNK, evaluate, reestimate_batch_norm
 from ..layers import Noise, dropout_rates, noisy_layers, weight_layers
 from ..math import schedule
@@ -34,6 +33,7 @@ from ..objective import objective
 from ..runs import Record, Run, checkpoint
 from . import console
 from .optimizers import optimizers
+from .preflight import preflight
 from .progress import Progress
 from .start import network_of
 from .stopping import Interrupted, Stop, signals
@@ -51,6 +51,7 @@ def execute(config: Config) -> tuple[str, Record]:
     run = Run(config.results_dir, config.id)
     record = run.result()
     if record is None:
+        preflight(config)
         with run.open(waiting=_say):
             record = run.result()  # another process may have finished it while this one waited
             if record is None:
@@ -136,14 +137,6 @@ class Training:
     def _fit(self) -> None:
         train, data, progress = self.config.train, self.data, self.progress
         steps = len(data.train) // train.batch_size
-        require(
-            steps > 0 or not train.epochs,
-            f"train.batch_size={train.batch_size} exceeds the {len(data.train)} training images; take a smaller batch",
-        )
-        require(
-            train.batch_size > 1 or not any(isinstance(module, _BatchNorm) for module in self.model.modules()),
-            f"train.batch_size=1 is too small for model={self.config.model.name}: batch norm needs two images to compare",
-        )
         held_out, held_out_name = (data.validation, "validation") if data.validation else (data.test, "test")
         lines = console.EpochLines(train.epochs, [name for name, _ in weight_layers(self.model)], held_out_name)
         if progress.epoch < train.epochs:
