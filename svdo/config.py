@@ -18,6 +18,8 @@ from typing import Any
 from .errors import UserError, require
 
 MAX_SEED = 2**31 - 1
+MAX_INT = 2**63 - 1  # torch's integers
+MAX_FLOAT = 3.4e38  # and its 32-bit numbers
 MAX_THREADS = 1024
 PRECISIONS = ("fp32", "bf16_variance", "bf16", "auto")
 
@@ -128,7 +130,8 @@ class Config:
         )
         for key in ("results_dir", "data_dir"):
             require(bool(getattr(self, key)), f"{key} is empty; write the folder's path, . for the current one")
-            expanded(key, getattr(self, key))
+            if getattr(self, key) != getattr(type(self), key):  # a user without a home needs none for bundled data
+                expanded(key, getattr(self, key))
 
     def identity(self) -> dict[str, Any]:
         """The values that define the run, without those that equal their defaults (a new field orphans no old run)."""
@@ -188,7 +191,8 @@ def expanded(key: str, path: str | Path) -> Path:
     try:
         return Path(path).expanduser()
     except RuntimeError:
-        raise UserError(f"{key}={path}: there is no such user; write the folder's path") from None
+        lacking = "there is no such user" if str(path).split("/")[0] != "~" else "there is no home folder (HOME is not set)"
+        raise UserError(f"{key}={path}: {lacking}; write the folder's path") from None
 
 
 def check_rates(key: str, rates: Mapping[str, float]) -> None:
@@ -218,8 +222,12 @@ def check_part(group: str, part: Any) -> None:
     part.check()
     for key, value in vars(part).items():
         for name, number in value.items() if isinstance(value, Mapping) else [("", value)]:
-            finite = not isinstance(number, float) or math.isfinite(number)
-            require(finite, f"{group}.{key}{f'[{name}]' * bool(name)}={number} is not a finite number")
+            where = f"{group}.{key}{f'[{name}]' * bool(name)}"
+            if isinstance(number, float):
+                require(math.isfinite(number), f"{where}={number} is not a finite number")
+            if isinstance(number, int | float):
+                largest = MAX_FLOAT if isinstance(number, float) else MAX_INT
+                require(abs(number) <= largest, f"{where}={number} is too large; numbers end at {largest:g}")
 
 
 def _of_type(key: str, value: Any, kind: type) -> None:

@@ -1,5 +1,5 @@
 """``python -m svdo.cli`` is ``svdo-run``."""
 
-from .run import main
+from .start import svdo_run
 
-main()
+svdo_run()

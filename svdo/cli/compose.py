@@ -7,31 +7,64 @@ import difflib
 import functools
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from importlib import resources
 from typing import Any, TypeVar
 
 from hydra import compose as hydra_compose
 from hydra import initialize_config_module
 from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
-from hydra.errors import OverrideParseException
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.errors import HydraException, OverrideParseException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from .. import data, methods, models, tasks
-from ..config import Config, RuntimeConfig, TrainConfig
+from ..config import Choice, Config, RuntimeConfig, TrainConfig
 from ..errors import UserError, require
+from ..train.optimizers import find as find_optimizer
+from . import extensions
 
 CONF = "svdo.conf"
+SWEEPER = "hydra_plugins.svdo.Sweeper"  # what cli/sweep.py registers
 
 T = TypeVar("T")
 
-for _name, _cls in methods.METHODS.items():
-    _node = OmegaConf.structured(_cls)
-    for _value in _node.values():
-        if isinstance(_value, DictConfig):
-            OmegaConf.set_struct(_value, False)  # its keys are layer patterns: any is welcome
-    ConfigStore.instance().store(group="method", name=_name, node=_node, provider="svdo")
+ConfigStore.instance().store(group="hydra/sweeper", name="svdo", node={"_target_": SWEEPER}, provider="svdo")
+
+
+def register_choices() -> None:
+    """Offer every registered class that has no file in ``conf/``: all methods and tasks, and what users have imported."""
+    kinds: dict[str, Mapping[str, type[Choice]]] = {
+        "method": methods.METHODS,
+        "model": models.MODELS,
+        "dataset": data.DATASETS,
+        "task": tasks.TASKS,
+    }
+    for group, choices in kinds.items():
+        for name, cls in choices.items():
+            if not _has_file(group, name):
+                _offer(group, name, cls())
+    for name in models.MODELS:
+        if not _has_file("train/authors", name) and not _has_file("model", name):
+            _offer("train/authors", name, TrainConfig())
+
+
+def _has_file(group: str, name: str) -> bool:
+    return resources.files(CONF).joinpath(*group.split("/"), f"{name}.yaml").is_file()
+
+
+def _offer(group: str, name: str, choice: Any) -> None:
+    node = OmegaConf.create(asdict(choice))  # without types, so that ``_typed`` sees what was written
+    for value in node.values():
+        if isinstance(value, DictConfig):
+            OmegaConf.set_struct(value, False)  # its keys are layer patterns: any is welcome
+    ConfigStore.instance().store(group=group, name=name, node=node, provider="svdo")
+
+
+register_choices()
 
 
 def given(overrides: Sequence[str]) -> dict[str, str]:
@@ -50,14 +83,20 @@ def check(cfg: DictConfig, overrides: Sequence[str]) -> Config:
         name = values.get(f"{group}.name")
         require(name is None, f"{group}.name={name} would mix two choices; write {group}={name or '...'}")
     parts = {str(key): value for key, value in cfg.items() if key != "hydra"}
-    for key in parts.keys() ^ Config.__dataclass_fields__.keys():
+    natural = OmegaConf.create({"name": data.find(str(_name(parts, "dataset"))).task})
+    task = parts.pop("task", natural)
+    for key in parts.keys() ^ (Config.__dataclass_fields__.keys() - {"task", "imports"}):
         raise UserError(f"{key} is missing" if key not in parts else f"unknown key {key}{_suggestion(key)}")
+    for group in ("model", "method", "dataset", "train", "runtime"):
+        require(isinstance(parts[group], DictConfig), f"{group}={parts[group]} is no group of settings; choose one")
     config = Config(
         model=_typed("model", parts["model"], models.find(str(parts["model"].get("name")))),
         method=_typed("method", parts["method"], methods.find(str(parts["method"].get("name")))),
         dataset=_typed("dataset", parts["dataset"], data.find(str(parts["dataset"].get("name")))),
+        task=_typed("task", task, tasks.find(str(task.get("name")))),
         train=_typed("train", parts["train"], TrainConfig),
         runtime=_typed("runtime", parts["runtime"], RuntimeConfig),
+        imports=extensions.loaded(),
     )
     if isinstance(config.method, methods.DropoutMethod) and isinstance(config.model, models.Model):
         config.method.rates = config.method.rates or config.model.dropout
@@ -69,6 +108,7 @@ def check(cfg: DictConfig, overrides: Sequence[str]) -> Config:
             raise UserError(f"{key}={value} is not of type {kind.__name__}")
         setattr(config, key, value)
     config.check()
+    find_optimizer(config.train.optimizer)
     require(
         not (config.train.best_epoch and isinstance(config.method, methods.Method) and config.method.sparsifies),
         f"train.best_epoch=true would keep an epoch before method={config.method.name} has removed its weights; leave it out",
@@ -76,10 +116,23 @@ def check(cfg: DictConfig, overrides: Sequence[str]) -> Config:
     return config
 
 
+def _name(parts: Mapping[str, Any], group: str) -> Any:
+    chosen = parts.get(group)
+    if not isinstance(chosen, DictConfig):
+        raise UserError(f"{group}={chosen} is no group of settings; choose one")
+    return chosen.get("name")
+
+
 def _typed(group: str, values: Any, cls: type[T]) -> T:
     try:
         settings: Any = OmegaConf.to_container(values, resolve=True, throw_on_missing=True)
-        result = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(cls), settings))
+        schema = OmegaConf.structured(cls)
+        for key, value in settings.items():
+            switch = key in schema and isinstance(schema[key], bool)
+            require(not switch or isinstance(value, bool), f"{group}.{key}={value} is neither true nor false")
+        result = OmegaConf.to_object(OmegaConf.merge(schema, settings))
+    except OverflowError as error:
+        raise UserError(f"{group}: a number is too large ({error})") from None
     except OmegaConfBaseException as error:
         key = str(error.full_key or group)
         key = key if key.split(".")[0] == group else f"{group}.{key}"
@@ -98,8 +151,10 @@ def compose(overrides: Sequence[str]) -> Config:
     """The ``Config`` that ``svdo-run`` with these overrides would train.
 
     Raises:
-        UserError: where ``svdo-run`` would refuse them.
+        UserError: where ``svdo-run`` would refuse them, or one is of Hydra's own, which say how ``svdo-run`` starts runs.
     """
+    for item in overrides:
+        require(re.match(r"[+~]*hydra\b", item) is None, f"{item} is for svdo-run alone; leave it out")
     return copy.deepcopy(_composed(tuple(overrides), os.environ.get("SVDO_DATA")))
 
 
@@ -114,10 +169,7 @@ def _composed(overrides: tuple[str, ...], data_dir: str | None) -> Config:
 def explain(error: Exception) -> str:
     """A Hydra or OmegaConf error in one line: what is wrong and what there is to choose from."""
     if isinstance(error, OverrideParseException):
-        key, equals, value = error.override.partition("=")
-        if not equals:
-            return f"{error.override} is not key=value"
-        return f"{error.override} cannot be read; quote a value with special characters, for the shell too: '{key}=\"{value}\"'"
+        return _how_to_write(*error.override.partition("="))
     text = str(error) or str(error.__cause__ or "") or type(error).__name__
     if several := re.search(r"Ambiguous value for argument '([^']+)'", text):
         return f"{several.group(1)} has several values, and each is a run: svdo-run -m trains them all"
@@ -137,6 +189,24 @@ def explain(error: Exception) -> str:
         choice = first.split("'")[-2]
         return f"{'='.join(choice.rsplit('/', 1))} is not a choice; take one of: {', '.join(options)}"
     return " ".join(lines[:2])
+
+
+def _how_to_write(key: str, equals: str, value: str) -> str:
+    """Of an override that Hydra's grammar does not take."""
+    if not equals:
+        return f"{key} is not key=value"
+    if value.startswith("{"):
+        better = re.sub(r"[\[\]]", r"\\\g<0>", value)
+        hint = "write a backslash before each bracket of a pattern, and quote all for the shell"
+        otherwise = "write {pattern: number, ...}, patterns being made of letters, digits, . * ? and \\[ \\]"
+    else:
+        better = '"' + value.replace('"', r"\"") + '"'
+        hint = otherwise = "quote a value with special characters, for the shell too"
+    try:
+        OverridesParser.create().parse_override(f"{key}={better}")
+    except HydraException:
+        return f"{key}={value} cannot be read; {otherwise}"
+    return f"{key}={value} cannot be read; {hint}: '{key}={better}'"
 
 
 def _suggestion(key: str) -> str:

@@ -3,19 +3,14 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import sys
-import tempfile
 import warnings
 from collections.abc import Iterator
-from pathlib import Path
-from typing import Any
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
-from hydra.experimental.callback import Callback
 from hydra.types import RunMode
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
@@ -24,19 +19,17 @@ from .. import train
 from ..config import Config
 from ..errors import UserError
 from ..runs import Run
-from ..train import console
-from . import compose
-
-OUTCOME = "outcome.json"
-SWEEP = "SVDO_SWEEP"
+from . import compose, extensions, sweep
+from .start import mend_streams
 
 
 def main() -> None:
     """Exit status: 0 done or already done, 1 a failure of the program, 2 a mistake of the user's, 130 or 143 stopped."""
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then raises instead of printing a traceback of its own
-    sys.stdout = sys.stdout or open(os.devnull, "w")  # noqa: SIM115 - closed by who started us; it lives as long as we do
-    with exit_status(), train.signals(), tempfile.TemporaryDirectory(prefix="svdo-sweep-") as folder:
-        os.environ[SWEEP] = folder  # see hydra.sweep.dir in conf/config.yaml
+    sweep.register()
+    with exit_status(), train.signals():
+        sys.argv[1:] = extensions.take(sys.argv[1:])
+        compose.register_choices()
         _hydra_main()
 
 
@@ -47,6 +40,7 @@ def exit_status() -> Iterator[None]:
         with warnings.catch_warnings():
             warnings.showwarning = lambda message, *_, **__: print(f"svdo: warning: {message}", file=sys.stderr, flush=True)
             yield
+            sys.stdout.flush()
     except UserError as error:
         _fail(str(error), 2)
     except (HydraException, OmegaConfBaseException) as error:
@@ -56,7 +50,6 @@ def exit_status() -> Iterator[None]:
             raise
         _fail(compose.explain(error), 2)
     except BrokenPipeError:  # the reader of our output has left: nobody to tell
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(141)
     except OSError as error:
         _fail(f"{error.filename or 'input/output'}: {error.strerror or error}", 2)
@@ -80,20 +73,21 @@ def _fail(message: str, status: int) -> None:
 
 
 @hydra.main(version_base="1.3", config_path=f"pkg://{compose.CONF}", config_name="config")
-def _hydra_main(cfg: DictConfig) -> None:
+def _hydra_main(cfg: DictConfig) -> sweep.Outcome | None:
     if HydraConfig.get().mode == RunMode.MULTIRUN:
-        _job(cfg)
-    else:
-        with exit_status():  # here, since Hydra announces an exception with a line of its own
-            train.execute(compose.check(cfg, HydraConfig.get().overrides.task))
+        return _job(cfg)
+    with exit_status():  # here, since Hydra announces an exception with a line of its own
+        train.execute(compose.check(cfg, HydraConfig.get().overrides.task))
+    return None
 
 
-def _job(cfg: DictConfig) -> None:
+def _job(cfg: DictConfig) -> sweep.Outcome:
     """One job of a multirun: its failure is noted and shown, and the others go on."""
+    mend_streams()  # a launcher's process has its own
+    extensions.take([])
     job = HydraConfig.get()
     print(f"\n=== {job.job.num + 1}: {job.job.override_dirname or 'defaults'}", flush=True)
-    outcome: dict[str, Any] = {
-        "num": job.job.num,
+    outcome: sweep.Outcome = {
         "label": job.job.override_dirname,
         "overrides": compose.given(job.overrides.task),
         "id": None,
@@ -105,6 +99,8 @@ def _job(cfg: DictConfig) -> None:
         config = compose.check(cfg, job.overrides.task)
         outcome |= {"id": config.id, "results_dir": config.results_dir}
         outcome["status"], _ = train.execute(config)
+    except BrokenPipeError:
+        raise
     except Exception as error:
         mistaken = isinstance(error, UserError | OSError | OmegaConfBaseException)
         outcome["status"], outcome["exit"] = "failed", 2 if mistaken else 1
@@ -112,26 +108,4 @@ def _job(cfg: DictConfig) -> None:
         print(f"svdo: {outcome['message']}", file=sys.stderr, flush=True)
         if outcome["exit"] == 1 and config is not None:
             outcome["message"] += f" (traceback: {Run(config.results_dir, config.id).error})"
-    folder = Path(job.runtime.output_dir)
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / OUTCOME).write_text(json.dumps(outcome))
-
-
-class Summary(Callback):
-    """After a multirun: one table over its jobs, wherever the launcher ran them."""
-
-    def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
-        """Forget what an earlier sweep noted in the same folder."""
-        for path in Path(config.hydra.sweep.dir).glob(f"*/{OUTCOME}"):
-            path.unlink()
-
-    def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
-        """Print the table; exit with a status where a job failed."""
-        folder = Path(config.hydra.sweep.dir)
-        outcomes = sorted((json.loads(path.read_text()) for path in folder.glob(f"*/{OUTCOME}")), key=lambda o: o["num"])
-        if outcomes:
-            with exit_status():  # here, since Hydra makes a warning of any exception of a callback
-                records = [None if o["exit"] else Run(o["results_dir"], o["id"]).result() for o in outcomes]
-                print(f"\n{console.sweep_table(outcomes, records)}", flush=True)
-            if failures := [o["exit"] for o in outcomes if o["exit"]]:
-                sys.exit(2 if all(status == 2 for status in failures) else 1)
+    return outcome

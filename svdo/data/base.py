@@ -10,7 +10,7 @@ import torch
 
 from ..config import Choice
 from ..registry import Registry
-from .spec import Data
+from .spec import Data, DataSpec
 
 DATASETS: Registry[type[Dataset]] = Registry("dataset")
 
@@ -31,6 +31,10 @@ class Dataset(Choice):
             UserError: where the data cannot be had, or are too few for the settings.
         """
         raise NotImplementedError
+
+    def outline(self) -> tuple[DataSpec, int] | None:
+        """What is known before the data are there: what a batch is, and how many examples to train on; None: nothing is."""
+        return None
 
     def notes(self) -> list[str]:
         """What a person should know of how the data are prepared, in a few words each."""

@@ -46,6 +46,12 @@ class ImageDataset(Dataset):
         between("dataset.crop", self.crop, 0, MAX_CROP)
         between("dataset.label_seed", self.label_seed, 0, MAX_SEED)
         between("dataset.random_labels", self.random_labels, 0.0, 1.0)
+        check_counts(self)
+
+    def outline(self) -> tuple[DataSpec, int]:
+        """Channels, height and width of an image and the number of classes; and how many images are left to train on."""
+        known = KNOWN[self.name]
+        return DataSpec((known.shape[2], *known.shape[:2]), known.classes), check_counts(self)
 
     def prepare(self, data_dir: Path, device: torch.device, progress: bool = True) -> Data:
         """The images that ``sources.load`` finds, as ``prepare`` makes them ready."""
@@ -161,16 +167,32 @@ def _crop_and_flip(images: Tensor, pad: int, shifts: Tensor | None, flips: Tenso
     return images[picture, rows[:, :, None], columns[:, None, :]]
 
 
+def check_counts(config: ImageDataset, train: int | None = None, test: int | None = None) -> int:
+    """Hold what ``config`` asks for against the numbers of images, left out those of the data set it names.
+
+    Returns:
+        How many images are left to train on.
+
+    Raises:
+        UserError: where it asks for more than there are, or leaves none.
+    """
+    train, test = train or KNOWN[config.name].train, test or KNOWN[config.name].test
+    left = train - config.validation
+    require(left >= 1, f"dataset.validation={config.validation} leaves no training image of {train}")
+    held_out = f" beside dataset.validation={config.validation}" if config.validation else ""
+    require(config.subset <= left, f"dataset.subset={config.subset} exceeds the {left} training images{held_out}; 0 takes all")
+    require(config.test_subset <= test, f"dataset.test_subset={config.test_subset} exceeds the {test} test images; 0 takes all")
+    return config.subset or left
+
+
 def prepare(config: ImageDataset, images: Images, device: torch.device) -> Data:
     """Put ``images`` on ``device``, split, mislabel and normalise them as ``config`` says.
 
     Raises:
-        UserError: where too few training images are left.
+        UserError: where too few training images are left, or more are asked for than there are.
     """
     pixels, labels = torch.from_numpy(images.train_images).to(device), torch.from_numpy(images.train_labels).to(device)
-    left = len(pixels) - config.validation
-    require(left >= 1, f"dataset.validation={config.validation} leaves no training image of {len(pixels)}")
-    used = min(config.subset or left, left)
+    left, used = len(pixels) - config.validation, check_counts(config, len(pixels), len(images.test_labels))
     train_labels = _mislabel(labels[:used].long(), config, images.classes)
     normalizer = Normalizer.fit(config.normalization, pixels[:used])
 

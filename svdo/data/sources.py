@@ -17,13 +17,15 @@ import json
 import lzma
 import os
 import shutil
+import signal
 import socket
 import subprocess
 import sys
 import tarfile
 import tempfile
+import threading
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -42,6 +44,8 @@ FIELDS = ("train_images", "train_labels", "test_images", "test_labels")
 IDX = dict(zip(FIELDS, ("train-images-idx3", "train-labels-idx1", "t10k-images-idx3", "t10k-labels-idx1"), strict=True))
 BATCHES = tuple(f"data_batch_{i}" for i in range(1, 6)), ("test_batch",)
 SOCKET_SECONDS = 20.0  # silence after which torchvision's download is given up
+SLOW_SECONDS = 60.0  # it is given up, too, where in so long
+SLOWEST = 60_000  # fewer bytes came than these
 CLIENT_SECONDS = 900.0  # a registry client's whole download; generous, for slow lines
 PREFIX = ".svdo-fetch-"  # then host, process and noise: the temporary folder of one fetch
 STALE_SECONDS = 86400.0  # a temporary folder this old belongs to nobody, on whatever host it was made
@@ -237,12 +241,39 @@ def _download(name: str, root: Path, progress: bool) -> Arrays:
     before = socket.getdefaulttimeout()
     socket.setdefaulttimeout(SOCKET_SECONDS)
     sink = sys.stderr if progress else io.StringIO()
+    dataset = _torchvision(name)
     try:
-        with contextlib.redirect_stdout(sink), contextlib.redirect_stderr(sink):
-            _torchvision(name)(root, download=True)
+        with contextlib.redirect_stdout(sink), contextlib.redirect_stderr(sink), _growing(root):
+            dataset(root, download=True)
     finally:
         socket.setdefaulttimeout(before)
     return _layout(name, root)
+
+
+@contextlib.contextmanager
+def _growing(folder: Path) -> Iterator[None]:
+    """Within, ``TimeoutError`` is raised once ``folder`` grows too slowly: a server that drips is never silent for long.
+
+    By the process's alarm clock, which alone ends a read that waits: so on POSIX, and in the main thread.
+    """
+    if not hasattr(signal, "setitimer") or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    size = 0
+
+    def look(*_: object) -> None:
+        nonlocal size
+        before, size = size, sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+        if size - before < SLOWEST:
+            raise TimeoutError(f"{size - before} bytes in {SLOW_SECONDS:g} seconds; given up")
+
+    previous = signal.signal(signal.SIGALRM, look)
+    signal.setitimer(signal.ITIMER_REAL, SLOW_SECONDS, SLOW_SECONDS)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, previous)
 
 
 def _packed(package: Package, folder: Path) -> Path:

@@ -9,6 +9,7 @@ from .devices import (
     precision,
     prepare_process,
 )
+from .memory import total as memory
 from .origin import provenance
 from .others import watch_others
 
@@ -18,6 +19,7 @@ __all__ = [
     "device_name",
     "device_type",
     "has_bf16",
+    "memory",
     "precision",
     "prepare_process",
     "provenance",

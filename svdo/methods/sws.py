@@ -24,6 +24,7 @@ from .base import Method, method
 
 # Gamma(a, b) of the precision, for the component at zero and for the others.
 ZERO_PRIOR, OTHERS_PRIOR = (5000.0, 2.0), (250.0, 0.1)
+MAX_COMPONENTS = 256  # a weight's index is then a byte; merging takes time that grows with their cube
 SAME = 1e-10  # components this close in KL divergence, in nats, are one
 
 
@@ -197,7 +198,10 @@ class SWS(Method):
 
     def check(self) -> None:
         """Raise ``UserError`` on a number that makes no mixture."""
-        require(self.components >= 1, f"method.components={self.components} is too small; it must be at least 1")
+        require(
+            1 <= self.components <= MAX_COMPONENTS,
+            f"method.components={self.components} is out of range; it must lie between 1 and {MAX_COMPONENTS}",
+        )
         require(0.0 < self.zero_share < 1.0, f"method.zero_share={self.zero_share} is out of range; it must lie in (0, 1)")
         for key in ("tau", "span", "width"):
             require(getattr(self, key) > 0.0, f"method.{key}={getattr(self, key)} must be positive")

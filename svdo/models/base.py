@@ -15,7 +15,7 @@ from torch import nn
 
 from ..config import Choice, check_rates
 from ..data.spec import DataSpec
-from ..errors import require
+from ..errors import UserError, require
 from ..registry import Registry
 
 MODELS: Registry[type[Model]] = Registry("model")
@@ -95,3 +95,18 @@ def build(model: Model, data: DataSpec, seed: int) -> nn.Module:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return model.build(data)
+
+
+def outline(model: Model, data: DataSpec) -> nn.Module:
+    """``model.build`` on the meta device, which takes no memory: the layers with their shapes, without values.
+
+    Raises:
+        UserError: where the model cannot be built for such inputs, or is larger than torch can count.
+    """
+    try:
+        with torch.device("meta"):
+            return model.build(data)
+    except (OverflowError, RuntimeError, TypeError) as error:
+        if "verflow" not in str(error) and not isinstance(error, OverflowError):
+            raise
+        raise UserError(f"model={model.name} with these settings has more weights than can be counted; take less") from None

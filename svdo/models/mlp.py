@@ -12,6 +12,8 @@ from ..data.spec import DataSpec
 from ..errors import require
 from .base import Model, model, normal_start, scaled_start, sequential
 
+MAX_DEPTH = 1000  # a network this deep, without shortcuts, learns nothing any more
+
 
 @model
 @dataclass
@@ -36,8 +38,10 @@ class MLP(Model):
         return normal_start(network, self.start_std) if self.start_std else scaled_start(network)
 
     def check(self) -> None:
-        """Raise ``UserError`` unless depth is at least 0, width at least 1 and the start finite."""
+        """Raise ``UserError`` unless depth lies in [0, 1000], width is at least 1 and the start finite."""
         super().check()
-        require(self.depth >= 0, f"model.depth={self.depth} is too small; it must be at least 0")
+        require(
+            0 <= self.depth <= MAX_DEPTH, f"model.depth={self.depth} is out of range; it must lie between 0 and {MAX_DEPTH}"
+        )
         require(self.width >= 1, f"model.width={self.width} is too small; it must be at least 1")
         require(0.0 <= self.start_std < math.inf, f"model.start_std={self.start_std} is no standard deviation; take 0 or more")

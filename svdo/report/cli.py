@@ -49,7 +49,7 @@ def main() -> None:
         "--quick", action="store_true", help=f"one seed, the first value of each sweep, {' '.join(TOY)}: shows that all works"
     )
     arguments = parser.parse_intermixed_args()
-    with exit_status():
+    with exit_status(), train.signals():
         overrides = [*TOY, *arguments.overrides] if arguments.quick else arguments.overrides
         reports = [spec.load(name) for name in (spec.names() if arguments.name == ALL else [arguments.name])]
         if arguments.verb == "render" or (arguments.verb == "run" and any(report.measure for report in reports)):
@@ -152,6 +152,8 @@ def _run(evidence: Evidence, brief: bool) -> bool:
         except UnavailableError as error:
             unavailable[run.config.dataset.name] = str(error)
             continue
+        except BrokenPipeError:
+            raise
         except Exception as error:  # the next run may do better
             outcome |= {"status": "failed", "message": (str(error).splitlines() or [type(error).__name__])[0]}
             print(f"svdo: {outcome['message']}", file=sys.stderr, flush=True)
@@ -228,4 +230,6 @@ def _check(evidence: Evidence, brief: bool) -> bool:
 
 
 if __name__ == "__main__":
-    main()
+    from ..cli.start import svdo_report
+
+    svdo_report()

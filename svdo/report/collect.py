@@ -11,14 +11,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from ..cli.compose import compose
-from ..config import Config, RuntimeConfig
-from ..data import sources
+from ..config import Config, RuntimeConfig, expanded
 from ..errors import UserError
 from ..layers import weight_layers
-from ..models import Model
+from ..models import Model, outline
 from ..runs import REBUILT, Record, Run, with_weights
 from . import spec
 from .spec import Column, Figure, Report, Row
@@ -107,7 +104,7 @@ def gather(report: Report, extra: Sequence[str] = ()) -> Evidence:
         compose(extra)  # no run of the table will find a mistake in them
     ways = ("results_dir=", "data_dir=", "runtime.")
     where = compose([item for item in (*report.overrides, *extra) if item.lstrip("+").startswith(ways)])
-    results_dir, data_dir = (Path(path).expanduser() for path in (where.results_dir, where.data_dir))
+    results_dir, data_dir = expanded("results_dir", where.results_dir), Path(where.data_dir)
     needs = {name: runs(report, Row(overrides=overrides), extra) for name, overrides in report.needs.items()}
     measured = kept_measurement(report, results_dir, needs)
     rows: Rows = []
@@ -270,8 +267,10 @@ def _agrees(recorded: Record, wanted: Record) -> bool:
 
 
 def _weights(config: Config) -> int:
-    known = sources.KNOWN[config.dataset.name]
     assert isinstance(config.model, Model)
-    with torch.device("meta"):
-        network = config.model.build((known.shape[2], *known.shape[:2]), known.classes)
+    assert isinstance(config.dataset, Dataset)
+    known = config.dataset.outline()
+    if known is None:
+        return 0
+    network = outline(config.model, known[0])
     return sum(layer.weight.numel() for _, layer in weight_layers(network))

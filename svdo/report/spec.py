@@ -113,13 +113,13 @@ def load(name: str) -> Report:
     """The report called ``name``; raises ``UserError`` where there is none, or where its file has an unknown key or type."""
     if name not in names():
         raise UserError(f"no report {name}; take one of: {', '.join(names())}")
-    text = (resources.files("svdo.conf") / "report" / f"{name}.yaml").read_text("utf-8")
     try:
+        text = (resources.files("svdo.conf") / "report" / f"{name}.yaml").read_text("utf-8")
         report = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Report), OmegaConf.create(text)))
     except OmegaConfBaseException as error:
         raise UserError(f"conf/report/{name}.yaml: {str(error).splitlines()[0]} ({error.full_key})") from None
-    except YAMLError as error:
-        raise UserError(f"conf/report/{name}.yaml: {' '.join(str(error).split())}") from None
+    except (OSError, ValueError, YAMLError) as error:  # of which ValueError: it is no UTF-8
+        raise UserError(f"conf/report/{name}.yaml cannot be read: {' '.join(str(error).split())}") from None
     assert isinstance(report, Report)
     report.name = name
     rows = [single for row in report.rows for single in _expanded(row)]

@@ -10,13 +10,14 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from .. import methods, models
-from ..config import Config, DatasetConfig, RuntimeConfig, TrainConfig
+from .. import data, methods, models, tasks
+from ..config import Config, RuntimeConfig, TrainConfig
 from ..errors import UserError
 from . import schema
 
 Record = dict[str, Any]
 CHECKSUM = "sha256"
+ERROR, CLASSIFICATION = "error", "classification"  # what records of older versions were all about
 
 
 def parse(text: str | bytes, id: str) -> Record:
@@ -55,27 +56,38 @@ def read_json(text: str | bytes) -> Any:
         raise ValueError("it is nested too deeply") from None
 
 
-def parse_epochs(text: bytes, record: Record | None) -> list[Record]:
+def parse_epochs(text: bytes, record: Record | None, headline: str = ERROR) -> list[Record]:
     """The epochs that lines of JSON hold, checked against the ``record`` where the run is finished.
+
+    ``headline`` is the figure that networks of the run's task are compared by; a record knows its own.
 
     Raises:
         ValueError: naming the epoch and what is wrong.
     """
+    headline = headline if record is None else headline_of(record)
     lines = []
     for number, item in enumerate(text.splitlines(), start=1):
         try:
             line = read_json(item)
-            schema.EPOCH("", line)
+            schema.epoch(headline)("", line)
             if line["epoch"] != number:
                 raise ValueError(f"it says epoch {line['epoch']}")
-            if ("test_error" in line) == ("validation_error" in line):
-                raise ValueError("it needs one of test_error and validation_error")
+            judged = [key for key in (f"test_{headline}", f"validation_{headline}") if key in line]
+            if len(judged) != 1:
+                raise ValueError(f"it needs one of test_{headline} and validation_{headline}")
         except ValueError as error:
             raise ValueError(f"line {number}: {error}") from None
         lines.append(line)
     if record is not None:
         _check_epochs(lines, record)
     return lines
+
+
+def headline_of(record: Record) -> str:
+    """The name of the figure that the run's network is compared by; in records of older versions always the error."""
+    headline = record.get("headline")
+    name = headline.get("name") if isinstance(headline, dict) else ERROR
+    return name if isinstance(name, str) else ERROR
 
 
 def config_of(record: Record) -> Config:
@@ -89,12 +101,13 @@ def config_of(record: Record) -> Config:
     kinds = {
         "model": models.find(record["model"]),
         "method": methods.find(record["method"]),
-        "dataset": DatasetConfig,
+        "dataset": data.find(record["dataset"]),
         "train": TrainConfig,
         "runtime": RuntimeConfig,
     }
     parts = {group: _settings(f"config.{group}", kind, kept[group]) for group, kind in kinds.items()}
-    return Config(**parts, seed=kept["seed"], pretrained=kept["pretrained"])
+    task = _settings("config.task", tasks.find(record.get("task", CLASSIFICATION)), kept.get("task", {}))
+    return Config(**parts, task=task, seed=kept["seed"], pretrained=kept["pretrained"], imports=kept.get("imports", {}))
 
 
 def _settings(group: str, kind: type, values: Mapping[str, Any]) -> Any:
@@ -109,7 +122,7 @@ def _settings(group: str, kind: type, values: Mapping[str, Any]) -> Any:
 
 
 def _check(record: Record) -> None:
-    schema.RECORD("", record)
+    schema.record(headline_of(record))("", record)
     _check_counts(record)
     _check_config(record)
 

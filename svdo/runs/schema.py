@@ -7,6 +7,7 @@ not write yet is optional.
 
 from __future__ import annotations
 
+import functools
 import json
 import math
 import re
@@ -148,49 +149,78 @@ _ORIGIN = {
 }
 _ORIGIN_LATER = {"compile": FLAG}
 
-RECORD = keys(
-    {
-        "schema": version,
-        "id": TEXT,
-        "model": TEXT,
-        "dataset": TEXT,
-        "method": TEXT,
-        "seed": count(),
-        "config": keys(_CONFIG, {}),
-        "test": keys(_METRICS, {}),
-        "train": keys(_METRICS, {}),
-        "layers": sequence(keys(_LAYER, _LAYER_LATER)),
-        "weights": count(1),
-        "nonzero": count(),
-        "sparsity": PERCENT,
-        "compression": RATIO,
-        "epochs": count(),
-        "seconds": SECONDS,
-        "provenance": keys(_ORIGIN, {**_ORIGIN_LATER, "earlier": sequence(keys(_ORIGIN, _ORIGIN_LATER))}),
-    },
-    {
-        "storage": or_null(number(0)),
-        "core_seconds": SECONDS,
-        "validation": keys(_METRICS, {}),
-        "test_sampled": keys({**_METRICS, "samples": count(1)}, {}),
-        "test_running_statistics": keys(_METRICS, {}),
-        "objective": number(),
-        "best_epoch": count(1),
-        "files": mapping(HASH),
-        "sha256": HASH,
-    },
-)
-EPOCH = keys(
-    {
-        "epoch": count(1),
-        "lr": number(0),
-        "kl_weight": number(0),
-        "train_loss": number(),
-        "kl": number(),
-        "train_error": PERCENT,
-        "sparsity": mapping(PERCENT),
-        "compression": RATIO,
-        "seconds": SECONDS,
-    },
-    {"test_error": PERCENT, "validation_error": PERCENT},
-)
+_HEADLINE = {"name": TEXT, "unit": TEXT, "better": matching("lower|higher", "way to be better")}
+
+
+@functools.cache
+def record(headline: str) -> Check:
+    """Of a finished run whose networks are compared by ``headline``."""
+    metrics = _metrics(headline)
+    return keys(
+        {
+            "schema": version,
+            "id": TEXT,
+            "model": TEXT,
+            "dataset": TEXT,
+            "method": TEXT,
+            "seed": count(),
+            "config": keys(_CONFIG, {"task": mapping(setting), "imports": mapping(HASH)}),
+            "test": keys(*metrics),
+            "train": keys(*metrics),
+            "layers": sequence(keys(_LAYER, _LAYER_LATER)),
+            "weights": count(1),
+            "nonzero": count(),
+            "sparsity": PERCENT,
+            "compression": RATIO,
+            "epochs": count(),
+            "seconds": SECONDS,
+            "provenance": keys(_ORIGIN, {**_ORIGIN_LATER, "earlier": sequence(keys(_ORIGIN, _ORIGIN_LATER))}),
+        },
+        {
+            "task": TEXT,
+            "headline": keys(_HEADLINE, {}),
+            "storage": or_null(number(0)),
+            "core_seconds": SECONDS,
+            "validation": keys(*metrics),
+            "test_sampled": keys({**metrics[0], "samples": count(1)}, metrics[1]),
+            "test_running_statistics": keys(*metrics),
+            "objective": number(),
+            "best_epoch": count(1),
+            "files": mapping(HASH),
+            "sha256": HASH,
+        },
+    )
+
+
+@functools.cache
+def epoch(headline: str) -> Check:
+    """Of an epoch's line."""
+    figure = PERCENT if headline == "error" else number()
+    return keys(
+        {
+            "epoch": count(1),
+            "lr": number(0),
+            "kl_weight": number(0),
+            "train_loss": number(),
+            "kl": number(),
+            f"train_{headline}": figure,
+            "sparsity": mapping(PERCENT),
+            "compression": RATIO,
+            "seconds": SECONDS,
+        },
+        {f"test_{headline}": figure, f"validation_{headline}": figure},
+    )
+
+
+def _metrics(headline: str) -> tuple[Mapping[str, Check], Mapping[str, Check]]:
+    """Those that must be there, and those that may; of a task that is not known here, whatever it measures."""
+    if headline == "error":
+        return _METRICS, {}
+    return {"nll": number(), headline: number()}, _Anything()
+
+
+class _Anything(dict[str, Check]):
+    """Every key, with a number."""
+
+    def get(self, key: str, default: Any = None) -> Check:
+        return number()

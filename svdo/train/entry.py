@@ -13,6 +13,7 @@ from ..machine import ranks
 from ..runs import Record, Run
 from . import console
 from .loop import Training
+from .preflight import preflight
 from .stopping import signals
 
 
@@ -27,6 +28,7 @@ def execute(config: Config) -> tuple[str, Record]:
     run = Run(config.results_dir, config.id)
     record = run.result()
     if record is None:
+        preflight(config)
         with run.open(waiting=console.say):
             record = run.result()  # another process may have finished it while this one waited
             if record is None:

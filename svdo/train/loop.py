@@ -10,7 +10,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
 from tqdm import tqdm
 
 from .. import machine
@@ -18,7 +17,7 @@ from ..config import Config
 from ..conversion import advance, kl
 from ..counts import sparsity
 from ..data import Data, Dataset
-from ..errors import UserError, require
+from ..errors import UserError
 from ..layers import Noise, noisy_layers
 from ..math import schedule
 from ..methods import Method
@@ -29,6 +28,7 @@ from . import console
 from .describe import describe, finalise
 from .epoch_end import EpochEnd
 from .failure import not_finite
+from .preflight import check_fit
 from .start import network_of
 from .state import State
 from .stopping import Interrupted, Stop
@@ -51,6 +51,8 @@ class Training:
         machine.prepare_process(config.runtime.threads)
         origin = machine.provenance(config.runtime, self.device, started)  # now: a checkout can move on meanwhile
         self.data: Data = config.dataset.prepare(Path(config.data_dir), self.device, config.runtime.progress)
+        if config.dataset.outline() is None:
+            check_fit(config, self.data.spec, len(self.data.train), self.device)
         network = network_of(config, self.data.spec, started=run.checkpoint.exists())
         if config.runtime.precision == "bf16_variance":
             for _, layer in noisy_layers(network):
@@ -73,7 +75,6 @@ class Training:
     def finish(self) -> Record:
         """Train what is left, bring the network into its last state, and write the record."""
         self._announce()
-        self._check_batches()
         self._fit()
         seen = finalise(self)
         record = describe(self, seen)
@@ -163,17 +164,6 @@ class Training:
         """Training inputs as training sees them: on those without padding and shifts batch norm has other statistics."""
         data, config = self.data.train, self.config
         return (inputs for inputs, _ in data.batches(min(CHUNK, len(data)), config.seed, config.train.epochs))
-
-    def _check_batches(self) -> None:
-        train = self.config.train
-        require(
-            self.steps > 0 or not train.epochs,
-            f"train.batch_size={train.batch_size} exceeds the {len(self.data.train)} training examples; take a smaller batch",
-        )
-        require(
-            train.batch_size > 1 or not any(isinstance(module, _BatchNorm) for module in self.model.modules()),
-            f"train.batch_size=1 is too small for model={self.config.model.name}: batch norm needs two examples to compare",
-        )
 
     def _announce(self) -> None:
         """Say what will be trained, on what, and where it goes."""

@@ -37,7 +37,8 @@ def network_of(config: Config, data: DataSpec, started: bool = False) -> nn.Modu
     return convert(network, config.method)
 
 
-def _start_from(network: nn.Module, config: Config) -> None:
+def parent_of(config: Config) -> Run:
+    """The finished run whose weights this one starts from; raises ``UserError`` where it is not there, or without weights."""
     given = Path(config.results_dir)
     store = given.parent if given.name == REBUILT else given  # what is trained again there starts from what was trained here
     parent = Run(store, config.pretrained)
@@ -48,6 +49,11 @@ def _start_from(network: nn.Module, config: Config) -> None:
         raise UserError(
             f"pretrained={config.pretrained}: {parent.weights} is missing; train that run again with results_dir={again}"
         )
+    return found
+
+
+def _start_from(network: nn.Module, config: Config) -> None:
+    found = parent_of(config)
     record, weights = found.result(), found.tensors(found.weights)
     assert record is not None
     try:
