@@ -96,7 +96,6 @@ def check(cfg: DictConfig, overrides: Sequence[str]) -> Config:
         task=_typed("task", task, tasks.find(str(task.get("name")))),
         train=_typed("train", parts["train"], TrainConfig),
         runtime=_typed("runtime", parts["runtime"], RuntimeConfig),
-        imports=extensions.loaded(),
     )
     if isinstance(config.method, methods.DropoutMethod) and isinstance(config.model, models.Model):
         config.method.rates = config.method.rates or config.model.dropout
@@ -108,7 +107,8 @@ def check(cfg: DictConfig, overrides: Sequence[str]) -> Config:
             raise UserError(f"{key}={value} is not of type {kind.__name__}")
         setattr(config, key, value)
     config.check()
-    find_optimizer(config.train.optimizer)
+    chosen = [*map(type, (config.model, config.dataset, config.method, config.task)), find_optimizer(config.train.optimizer)]
+    config.imports = extensions.origins(chosen)
     require(
         not (config.train.best_epoch and isinstance(config.method, methods.Method) and config.method.sparsifies),
         f"train.best_epoch=true would keep an epoch before method={config.method.name} has removed its weights; leave it out",

@@ -9,6 +9,7 @@ import sys
 import traceback
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from ..errors import UserError, require
 
@@ -48,20 +49,12 @@ def load(names: Sequence[str]) -> None:
             raise UserError(f"import={name} failed: {type(error).__name__}: {error}{place}") from None
 
 
-def loaded() -> dict[str, str]:
-    """The modules that ``load`` has imported for this process, each with the SHA-256 of its source."""
-    names = [name for name in os.environ.get(HANDED_ON, "").split(",") if name]
+def origins(choices: Sequence[Any]) -> dict[str, str]:
+    """The modules outside svdo that these classes and functions come from, each with the SHA-256 of its source."""
+    names = sorted({choice.__module__ for choice in choices if choice.__module__.split(".")[0] != "svdo"})
     return {name: _sha256(name) for name in names}
 
 
 def _sha256(name: str) -> str:
-    """Of a module's file; of a package, of all its Python files in order."""
-    file = getattr(sys.modules[name], "__file__", None)
-    if not file:
-        return ""
-    path = Path(file)
-    files = sorted(path.parent.rglob("*.py")) if path.name == "__init__.py" else [path]
-    digest = hashlib.sha256()
-    for part in files:
-        digest.update(part.read_bytes())
-    return digest.hexdigest()
+    file = getattr(sys.modules.get(name), "__file__", None)
+    return hashlib.sha256(Path(file).read_bytes()).hexdigest() if file else ""

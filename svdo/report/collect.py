@@ -13,6 +13,7 @@ from typing import Any
 
 from ..cli.compose import compose
 from ..config import Config, RuntimeConfig, expanded
+from ..data import Dataset
 from ..errors import UserError
 from ..layers import weight_layers
 from ..models import Model, outline

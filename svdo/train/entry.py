@@ -12,7 +12,7 @@ from ..errors import UserError
 from ..machine import ranks
 from ..runs import Record, Run
 from . import console
-from .loop import Training
+from .loop import Training, check_same_source
 from .preflight import preflight
 from .stopping import signals
 
@@ -33,6 +33,7 @@ def execute(config: Config) -> tuple[str, Record]:
             record = run.result()  # another process may have finished it while this one waited
             if record is None:
                 return "done", _train(config, run)
+    check_same_source(config, record["config"].get("imports", {}), run)
     if run.checkpoint.exists() and not run.busy():
         run.checkpoint.unlink(missing_ok=True)  # of a process that was killed right after it wrote the record
     console.say(f"{run.id} is done: {run.folder}\n\n{console.layer_table(record)}")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -149,10 +149,11 @@ class Training:
 
     def save(self) -> None:
         """Keep all that resuming needs."""
-        self.run.save(self.run.checkpoint, self.state.as_dict())
+        self.run.save(self.run.checkpoint, {**self.state.as_dict(), "imports": self.config.imports})
 
     def _restore(self) -> None:
         saved = self.run.resume()
+        check_same_source(self.config, saved.get("imports", {}), self.run)
         try:
             self.state.restore(saved)
         except (AttributeError, KeyError, RuntimeError, TypeError, ValueError):
@@ -189,3 +190,13 @@ class Training:
             leave=False,
             disable=None if self.config.runtime.progress else True,  # None: shown on a terminal only
         )
+
+
+def check_same_source(config: Config, before: Mapping[str, str], run: Run) -> None:
+    """Raise ``UserError`` where a module of the user's that the run is made of is not what it was when it was trained."""
+    for name, sha256 in config.imports.items():
+        if before.get(name, sha256) != sha256:
+            raise UserError(
+                f"{name} has changed since {run.id} was trained with it; delete {run.folder} to train anew, or name another"
+                " folder with results_dir=..."
+            )
