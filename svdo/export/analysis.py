@@ -40,7 +40,7 @@ class Weights:
 
 
 class Analysis:
-    """Which channels of each tensor of a graph are needed; ``kept`` answers."""
+    """Which channels of each tensor of a graph, on the CPU, are needed; ``kept`` answers."""
 
     def __init__(self, traced: Traced) -> None:
         self.traced = traced
@@ -164,7 +164,7 @@ class Analysis:
         nonzero, padded = weight.ne(0).any(2), graph.pads_with_zeros(layer)
         self.weights[node] = weights = Weights(nonzero, weight.sum(2), padded, layer.groups)
         if padded and layer.groups == 1:
-            weights.standing = _largest(source.values.nan_to_num().to(nonzero.device) * nonzero.any(0))
+            weights.standing = _largest(source.values.nan_to_num() * nonzero.any(0))
         ids = self._new(layer.out_channels)
         if layer.groups > 1:  # a group goes as a whole: its inputs and its outputs are tied together
             for inputs, outputs in zip(source.ids.chunk(layer.groups), ids.chunk(layer.groups), strict=True):
@@ -210,6 +210,8 @@ class Analysis:
         stand_ins = {
             other: source.values.reshape(shape).clone() for other, source in zip(self.traced.inputs(node), sources, strict=True)
         }
+        if node.op == "call_module" and (state := list(self.traced.layer(node).parameters())):
+            stand_ins = {other: values.to(state[0].dtype) for other, values in stand_ins.items()}
         args, kwargs = fx.node.map_arg((node.args, node.kwargs), lambda other: stand_ins[other])
         if node.op == "call_module":
             values = self.traced.layer(node)(*args, **kwargs)
@@ -270,11 +272,10 @@ class Analysis:
         weights, source = self.weights[node], self.sources[node]
         if weights.groups > 1:
             return
-        read = weights.nonzero[self.kept(self.channels[node]).to(weights.nonzero.device)].any(0).to(source.ids.device)
-        moving = source.values.isnan().to(source.ids.device)
+        read = weights.nonzero[self.kept(self.channels[node])].any(0)
+        moving = source.values.isnan()
         self._need(source.ids[read & moving])
-        constants = read & ~moving & (source.values != 0).to(read.device)
-        if weights.standing is not None and constants.any():
+        if weights.standing is not None and (read & ~moving & (source.values != 0)).any():
             self._need(source.ids[weights.standing : weights.standing + 1])
 
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.fx import Node
 
 from .. import UserError, plain
-from . import graph
+from . import architecture, graph
 from .analysis import Analysis, Weights
 from .graph import Select, Traced
 
@@ -85,6 +85,8 @@ def compact(module: nn.Module, example: Any) -> Compacted:
     """
     inputs = example if isinstance(example, tuple) else (example,)
     network = plain(module).eval()
+    device = next((p.device for p in network.parameters()), torch.device("cpu"))
+    network, inputs = network.cpu(), tuple(part.cpu() if isinstance(part, Tensor) else part for part in inputs)
     traced = graph.trace(network, inputs)
     before, layers = _size(traced), _weights(traced)
     expected = _outputs(network, inputs)
@@ -97,8 +99,8 @@ def compact(module: nn.Module, example: Any) -> Compacted:
     notes = analysis.notes()
     if all(change.before == change.after for change in changes):
         notes.append("no unit died: no layer is smaller than before")
-    smaller = graph.as_sequential(small) or small.module
-    return Compacted(smaller.eval(), before, after, changes, notes)
+    smaller = architecture.as_sequential(small) or small.module
+    return Compacted(smaller.eval().to(device), before, after, changes, notes)
 
 
 def _weights(traced: Traced) -> dict[str, tuple[int, ...]]:
@@ -125,8 +127,7 @@ def _size(traced: Traced) -> Size:
 
 @torch.no_grad()
 def _outputs(network: nn.Module, inputs: tuple[Any, ...]) -> list[Tensor]:
-    devices = {p.device.index or 0 for p in network.parameters() if p.is_cuda}
-    with torch.random.fork_rng(devices=list(devices)):
+    with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)  # a network that draws in evaluation draws the same both times
         outputs = network(*graph.copied(inputs))
     return [leaf for leaf in torch.utils._pytree.tree_leaves(outputs) if isinstance(leaf, Tensor)]
@@ -181,13 +182,13 @@ class _Rebuilding:
         for key in ("weight", "bias", "running_mean", "running_var"):
             tensor = getattr(layer, key)
             if tensor is not None:
-                _replace(layer, key, tensor[kept.to(tensor.device)])
+                _replace(layer, key, tensor[kept])
         layer.num_features = int(kept.sum())
 
     def _linear(self, node: Node) -> None:
         layer, source = self.traced.layer(node), self.analysis.sources[node]
         weights, (rows, columns) = self.analysis.weights[node], self._cut(node)
-        moving = source.values.isnan().to(columns.device)
+        moving = source.values.isnan()
         read = columns & moving & weights.nonzero[rows].any(0)
         if not read.any():
             read[int(columns.nonzero()[0])] = True
@@ -207,35 +208,31 @@ class _Rebuilding:
     def _convolution(self, node: Node) -> None:
         layer, values = self.traced.layer(node), self.analysis.sources[node].values
         weights, (rows, columns) = self.analysis.weights[node], self._cut(node)
-        if weights.groups > 1:
-            layer.groups = int(columns.sum()) // layer.weight.shape[1]
-            weight = layer.weight[rows]
-            self._fold(layer, weights, rows, values, torch.zeros_like(columns))
+        gone = ~columns & ~values.isnan()
+        weight = layer.weight[rows]
+        if weights.groups > 1:  # all that is read of a group that stays has stayed
+            layer.groups = int(columns.sum()) // weight.shape[1]
+            gone = torch.zeros_like(gone)
         else:
-            weight = layer.weight[rows]
-            gone = ~columns & ~values.isnan().to(columns.device)
-            if not weights.padded:
-                self._fold(layer, weights, rows, values, gone)
-            else:
-                self._fold(layer, weights, rows, values, torch.zeros_like(gone))
-                if weights.standing is not None:
-                    ratios = (values / values[weights.standing]).to(weight).nan_to_num() * gone
-                    weight[:, weights.standing] += torch.einsum("oi...,i->o...", weight, ratios)
+            if weights.standing is not None:
+                ratios = (values / values[weights.standing]).to(weight).nan_to_num() * gone
+                weight[:, weights.standing] += torch.einsum("oi...,i->o...", weight, ratios)
             weight = weight[:, columns]
+        self._fold(layer, weights, rows, values, gone & (not weights.padded))
         _replace(layer, "weight", weight)
         layer.in_channels, layer.out_channels = int(columns.sum()), int(rows.sum())
 
     def _cut(self, node: Node) -> tuple[Tensor, Tensor]:
-        """Which of a layer's outputs and inputs stay, on its weight's device."""
-        analysis, device = self.analysis, self.traced.layer(node).weight.device
-        return analysis.kept(analysis.channels[node]).to(device), analysis.kept(analysis.sources[node]).to(device)
+        """Which of a layer's outputs and inputs stay."""
+        analysis = self.analysis
+        return analysis.kept(analysis.channels[node]), analysis.kept(analysis.sources[node])
 
     def _fold(self, layer: Any, weights: Weights, rows: Tensor, values: Tensor, constants: Tensor) -> None:
         """Keep the bias of ``rows``, with what the input channels ``constants`` have always given them."""
         bias = None if layer.bias is None else layer.bias[rows]
         sums = weights.sums[rows]
         if constants.any() and bool(sums[:, constants].any()):
-            given = sums[:, constants].double() @ values.to(sums.device)[constants].double()
+            given = sums[:, constants].double() @ values[constants].double()
             bias = (given if bias is None else bias.double() + given).to(layer.weight.dtype)
         if bias is not None:
             _replace(layer, "bias", bias)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import operator
 from collections import OrderedDict
 from collections.abc import Callable, Iterable
@@ -195,7 +194,7 @@ def kind(traced: Traced, node: Node) -> str:
         ("linear", lambda: target is nn.Linear),
         ("convolution", lambda: target in CONVOLUTIONS),
         ("norm", lambda: target in NORMS and traced.layer(node).running_mean is not None),
-        ("elementwise", lambda: target in ELEMENTWISE or _silent_dropout(node) or _single_slope(traced, node)),
+        ("elementwise", lambda: target in ELEMENTWISE or silent_dropout(node) or _single_slope(traced, node)),
         ("over positions", lambda: target in OVER_POSITIONS or (target in MEANS and _spatial_mean(node, channels))),
         ("flatten", lambda: target in FLATTENS and _flattens(traced, node)),
         ("concatenation", lambda: target in CONCATENATIONS and _dimension(node) in (1, 1 - len(channels))),
@@ -203,7 +202,8 @@ def kind(traced: Traced, node: Node) -> str:
     return next((name for name, holds in checks if sources and holds()), "other")
 
 
-def _silent_dropout(node: Node) -> bool:
+def silent_dropout(node: Node) -> bool:
+    """Whether a functional dropout was traced in evaluation, where it does nothing."""
     if node.target not in (F.dropout, F.dropout1d, F.dropout2d, F.dropout3d):
         return False
     training = node.args[2] if len(node.args) > 2 else node.kwargs.get("training", True)
@@ -268,56 +268,6 @@ def reads_channel_count(node: Node) -> bool:
 
 def _other_axis(index: Any) -> bool:
     return isinstance(index, int) and index in (0, 2, 3, 4)
-
-
-def as_sequential(traced: Traced) -> nn.Sequential | None:
-    """The graph as a chain of modules where it is one, else None; dropout and identities are left out."""
-    layers: OrderedDict[str, nn.Module] = OrderedDict()
-    previous: Node | None = None
-    for node in traced.module.graph.nodes:
-        if node.op == "output":
-            return nn.Sequential(layers) if node.args[0] is previous else None
-        if node.op == "placeholder":
-            if previous is not None:
-                return None
-        else:
-            if node.all_input_nodes != [previous] or node.op == "get_attr" or node not in traced.shapes:
-                return None
-            module = _as_module(traced, node)
-            if module is None:
-                return None
-            if any(module is layer for layer in layers.values()):
-                if module.state_dict():
-                    return None
-                module = copy.deepcopy(module)  # one ReLU in several places
-            if not isinstance(module, (nn.Identity, *DROPOUTS)):
-                name = str(node.target).replace(".", "_") if node.op == "call_module" else node.name
-                layers[node.name if name in layers else name] = module
-        previous = node
-    return None
-
-
-def _as_module(traced: Traced, node: Node) -> nn.Module | None:
-    if node.op == "call_module":
-        module: nn.Module = traced.layer(node)
-        return module
-    if kind(traced, node) == "flatten":
-        return nn.Flatten()
-    if _silent_dropout(node):
-        return nn.Identity()
-    if node.target in (F.relu, F.relu_, torch.relu, torch.relu_, "relu", "relu_"):
-        return nn.ReLU()
-    made: dict[Any, Callable[..., nn.Module]] = {
-        F.max_pool2d: nn.MaxPool2d,
-        F.avg_pool2d: nn.AvgPool2d,
-        F.adaptive_avg_pool2d: nn.AdaptiveAvgPool2d,
-        torch.sigmoid: nn.Sigmoid,
-        torch.tanh: nn.Tanh,
-    }
-    try:
-        return made[node.target](*node.args[1:], **node.kwargs)
-    except (KeyError, TypeError):
-        return None
 
 
 def before_a_layer(traced: Traced, nodes: Iterable[Node]) -> list[Node]:
