@@ -118,18 +118,17 @@ def _from_file(path: Path, into: nn.Module | None) -> nn.Module:
             network, shapes, decoder = sparse.read(stored, description)
             target = _target(network, into)
             _check_shapes(target, shapes)
-            target = target if into is not None else _zeroed(target)
-            _load_state(target, decoder.state())
+            _load_state(target, decoder.state(), assign=into is None)
             return target.eval()
         require(description.get("kind") == KIND, "it is of a kind that this version of svdo does not know")
         target = _target(description.get("network"), into)
         if into is None:
-            own = target.state_dict().keys()
-            _check_shapes(target, {key: tuple(value.shape) for key, value in stored.items() if key in own})
-            target = _zeroed(target)
+            plain_state = {key: value for key, value in stored.items() if key in target.state_dict()}
+            _check_shapes(target, _shapes(plain_state))
+            _load_state(target, plain_state, assign=True)
         if (recorded := description.get("method")) is not None:
             target = _converted(target, _recorded_method(recorded), description["layers"])
-        _check_shapes(target, {key: tuple(value.shape) for key, value in stored.items()})
+        _check_shapes(target, _shapes(stored))
         _load_state(target, stored)
         return target.eval()
     except UserError as error:
@@ -164,28 +163,29 @@ def _converted(network: nn.Module, method: Method, names: list[str]) -> nn.Modul
     return converted
 
 
-def _check_shapes(network: nn.Module, shapes: dict[str, tuple[int, ...]]) -> None:
-    expected = {key: tuple(value.shape) for key, value in network.state_dict().items() if isinstance(value, Tensor)}
+def _shapes(state: dict[str, Any]) -> sparse.Shapes:
+    return {key: (tuple(value.shape), value.dtype) for key, value in state.items() if isinstance(value, Tensor)}
+
+
+def _check_shapes(network: nn.Module, shapes: sparse.Shapes) -> None:
+    """What is on the meta device has no type of its own yet."""
+    expected = _shapes(network.state_dict())
+    on_meta = {key for key, value in network.state_dict().items() if isinstance(value, Tensor) and value.is_meta}
     for key in [*expected, *shapes]:
         require(key in shapes, f"it has no {key}, which the network has")
         require(key in expected, f"it has {key}, which the network has not")
-        require(expected[key] == shapes[key], f"its {key} is of shape {shapes[key]}, the network's {expected[key]}")
+        (shape, dtype), (own_shape, own_dtype) = shapes[key], expected[key]
+        require(shape == own_shape, f"its {key} is of shape {shape}, the network's {own_shape}")
+        require(
+            dtype == own_dtype or key in on_meta, f"its {key} is {dtype}, the network's {own_dtype}; bring that to the type"
+        )
 
 
-def _zeroed(network: nn.Module) -> nn.Module:
-    """A network on the meta device, whose sizes have been checked, with memory for them."""
-    network = network.to_empty(device="cpu")
-    with torch.no_grad():
-        for tensor in network.state_dict().values():
-            tensor.zero_()
-    return network
-
-
-def _load_state(network: nn.Module, state: dict[str, Any]) -> None:
+def _load_state(network: nn.Module, state: dict[str, Any], assign: bool = False) -> None:
     """Strictly, but for what is no tensor, in which the network's own stays."""
     own = {key: value for key, value in network.state_dict().items() if not isinstance(value, Tensor)}
     try:
-        network.load_state_dict({**own, **state})
+        network.load_state_dict({**own, **state}, assign=assign)
     except RuntimeError as error:
         raise UserError(f"it does not fit the network: {graph.first_line(error)}") from None
 

@@ -26,6 +26,7 @@ from .. import UserError, plain
 from ..config import require
 from . import architecture, container
 
+Shapes = dict[str, tuple[tuple[int, ...], torch.dtype]]
 KIND = "sparse"
 CODINGS = ("lzma", "none")
 FULL = 255  # a gap's entry for so many zeros without a value behind them
@@ -67,7 +68,7 @@ def save(module: nn.Module, path: str | Path, *, half: bool = False, coding: str
     for key, value in state.items():
         if not value.is_floating_point():
             integers[f"tensor.{key}"] = _narrowest(key, value)
-            tensors.append([key, str(value.dtype).removeprefix("torch."), list(value.shape)])
+            tensors.append([key, _name(value.dtype), list(value.shape)])
             continue
         flat = _rounded(key, value, half).flatten().numpy()
         kept = np.flatnonzero(flat)
@@ -85,7 +86,7 @@ def save(module: nn.Module, path: str | Path, *, half: bool = False, coding: str
     stored, lengths = {}, {}
     for key, part in parts.items():
         stored[key], lengths[key] = _packed(part) if coding == "lzma" else (torch.from_numpy(part.copy()), 0)
-    kind = {"kind": KIND, "dtype": str(dtype).removeprefix("torch."), "values": str(parts["values"].dtype), "lzma": lengths}
+    kind = {"kind": KIND, "dtype": _name(dtype), "values": str(parts["values"].dtype), "lzma": lengths}
     return container.write(Path(path), stored | integers, kind, overwrite)
 
 
@@ -95,6 +96,10 @@ def _rounded(key: str, value: Tensor, half: bool) -> Tensor:
     result = value.half()
     require(bool((result.isfinite() | ~value.isfinite()).all()), f"{key} has values that float16 does not hold; leave half out")
     return result
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
 
 
 def _narrowest(key: str, value: Tensor) -> Tensor:
@@ -128,8 +133,8 @@ def _by_significance(part: np.ndarray) -> bytes:
     return part.view(np.uint8).reshape(-1, part.itemsize)[:, ::-1].T.tobytes()
 
 
-def read(stored: dict[str, Tensor], kind: container.Description) -> tuple[Any, dict[str, tuple[int, ...]], _Decoder]:
-    """The network's description (or None), each tensor's shape, and what decodes them: no memory is taken for them yet.
+def read(stored: dict[str, Tensor], kind: container.Description) -> tuple[Any, Shapes, _Decoder]:
+    """The network's description (or None), each tensor's shape and type, and what decodes them: they take no memory yet.
 
     Raises:
         UserError: where the parts do not fit together.
@@ -175,16 +180,17 @@ class _Decoder:
         self.stored, self.gaps, self.values, self.tensors, self.dtype = stored, gaps, values, tensors, dtype
         self.slices: dict[str, tuple[slice, slice]] = {}
 
-    def check(self) -> dict[str, tuple[int, ...]]:
+    def check(self) -> Shapes:
         """Each tensor's shape; every entry and every value must belong to one, so that no shape is larger than they say."""
-        shapes: dict[str, tuple[int, ...]] = {}
+        shapes: Shapes = {}
         gap = value = 0
         # A value or the end of a tensor takes 1 + its gap, a filler FULL: a tensor of n places takes n + 1.
         reach = np.cumsum(np.where(self.gaps == FULL, FULL, self.gaps.astype(np.int64) + 1))
         for key, how, shape in self.tensors:
             require(key not in shapes and all(type(size) is int and size >= 0 for size in shape), "it has no such shapes")
+            require(how in ("sparse", "dense", *map(_name, INTEGERS), "bool"), f"{key} is of no type that is known")
             count = math.prod(shape)
-            shapes[key] = tuple(shape)
+            shapes[key] = tuple(shape), self.dtype if how in ("sparse", "dense") else getattr(torch, how)
             first_gap, first_value = gap, value
             if how == "sparse":
                 before = int(reach[gap - 1]) if gap else 0
@@ -195,7 +201,6 @@ class _Decoder:
             elif how == "dense":
                 value += count
             else:
-                require(how in ("uint8", "int8", "int16", "int32", "int64", "bool"), f"{key} is of no type that is known")
                 require(tuple(self.stored[f"tensor.{key}"].shape) == tuple(shape), f"{key} is not of the shape it says")
             require(value <= len(self.values), f"there are too few values for {key}")
             self.slices[key] = slice(first_gap, gap), slice(first_value, value)
