@@ -239,6 +239,12 @@ class Analysis:
         positions = self.traced.shapes[node][1] // len(source.ids)
         return Channels(1, source.ids.repeat_interleave(positions), source.values.repeat_interleave(positions))
 
+    def _select(self, node: Node) -> Channels | None:
+        source, index = self._source(node), self.traced.layer(node).index
+        if source.axis != len(self.traced.shapes[node]) - 1:
+            return None
+        return Channels(source.axis, source.ids[index], source.values[index])
+
     def _concatenation(self, node: Node) -> Channels | None:
         sources = [self.channels[other] for other in node.args[0]]  # type: ignore[union-attr, index]
         if any(source.axis != 1 for source in sources):

@@ -62,7 +62,7 @@ Layer = list[Any]  # [name, kind, arguments], or [name, "Sequential", [layers]]
 
 
 def as_sequential(traced: Traced) -> nn.Sequential | None:
-    """The graph as a chain of modules where it is one, else None; dropout and identities are left out."""
+    """The graph as a chain of modules where it is one, else None; functional dropout is left out."""
     layers: OrderedDict[str, nn.Module] = OrderedDict()
     previous: Node | None = None
     for node in traced.module.graph.nodes:
@@ -81,7 +81,7 @@ def as_sequential(traced: Traced) -> nn.Sequential | None:
                 if module.state_dict():
                     return None
                 module = copy.deepcopy(module)  # one ReLU in several places
-            if not isinstance(module, (nn.Identity, *graph.DROPOUTS)):
+            if not graph.silent_dropout(node):
                 name = str(node.target).replace(".", "_") if node.op == "call_module" else node.name
                 layers[node.name if name in layers else name] = module
         previous = node

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 from torch.fx import Node
 
 from .. import UserError, plain
@@ -67,7 +67,7 @@ def compact(module: nn.Module, example: Any) -> Compacted:
 
     A unit whose value is constant is folded into the next layer's bias, and one that no weight other than 0 reads is dropped.
     Where zero padding makes a constant channel vary at the border, one such channel is kept for all. Channels that an addition
-    ties together go together. A dense layer that reads part of a flattened tensor gets a ``Select`` in front.
+    ties together go together, and so does a group of a grouped convolution. A dense layer that reads part of a flattened tensor gets a ``Select`` in front.
 
     Args:
         module: a converted network, or a plain one with zeros; it is not changed.
@@ -90,12 +90,15 @@ def compact(module: nn.Module, example: Any) -> Compacted:
     traced = graph.trace(network, inputs)
     before, layers = _size(traced), _weights(traced)
     expected = _outputs(network, inputs)
-    analysis = Analysis(traced)
-    _Rebuilding(analysis).run()
-    small = Traced(traced.module, graph.shapes(traced.module, inputs))
-    after = _size(small)
+    small, size, after = traced, None, before
+    while after != size:  # once more: where one of several groups is left, its channels can go one by one
+        analysis, size = Analysis(small), after
+        _Rebuilding(analysis).run()
+        small = Traced(small.module, graph.shapes(small.module, inputs))
+        after = _size(small)
     _compare(expected, _outputs(small.module, inputs))
-    changes = [LayerChange(name, shape, _weights(small)[name]) for name, shape in layers.items()]
+    now = _weights(small)
+    changes = [LayerChange(name, shape, now[name]) for name, shape in layers.items()]
     notes = analysis.notes()
     if all(change.before == change.after for change in changes):
         notes.append("no unit died: no layer is smaller than before")
@@ -130,7 +133,9 @@ def _outputs(network: nn.Module, inputs: tuple[Any, ...]) -> list[Tensor]:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)  # a network that draws in evaluation draws the same both times
         outputs = network(*graph.copied(inputs))
-    return [leaf for leaf in torch.utils._pytree.tree_leaves(outputs) if isinstance(leaf, Tensor)]
+    tensors: list[Tensor] = []
+    fx.node.map_aggregate(outputs, lambda leaf: tensors.append(leaf) if isinstance(leaf, Tensor) else None)
+    return tensors
 
 
 def _compare(expected: list[Tensor], found: list[Tensor]) -> None:
@@ -167,6 +172,8 @@ class _Rebuilding:
                 self._convolution(node)
             elif kind == "norm":
                 self._norm(node)
+            elif kind == "select":
+                self._narrow_select(node)
             elif kind == "flatten" and node.op != "call_module":
                 self._flatten(node)
         self.traced.module.recompile()
@@ -198,8 +205,17 @@ class _Rebuilding:
         if int(columns.sum()) > int(read.sum()):
             self._select(node, read[columns].nonzero().flatten())
 
+    def _narrow_select(self, node: Node) -> None:
+        """Its index counts the features that are still there, and leaves out what is not."""
+        layer, channels = self.traced.layer(node), self.analysis.channels
+        places = self.analysis.kept(channels[self.traced.inputs(node)[0]]).cumsum(0) - 1
+        layer.index = places[layer.index][self.analysis.kept(channels[node])]
+
     def _select(self, node: Node, index: Tensor) -> None:
         source = self.traced.inputs(node)[0]
+        if self.traced.target(source) is Select and len(source.users) == 1:
+            self.traced.layer(source).index = self.traced.layer(source).index[index]
+            return
         name = f"{node.target}_inputs"
         self.traced.module.add_submodule(name, Select(index))
         with self.traced.module.graph.inserting_before(node):

@@ -48,12 +48,10 @@ def save(
     """
     names = list(masks(module))
     description: container.Description = {"kind": KIND, "layers": names, "method": None}
-    if names:
+    if names or method is not None:
         found = _method(module, method, settings)
         _check_method(module, found, names)
-        description["method"] = dataclasses.asdict(found)
-    else:
-        require(method is None, "the network has no noisy layers, so no method belongs to it; leave method out")
+        description["method"] = dataclasses.asdict(found) if names else None  # a method can leave all layers plain
     description["network"] = architecture.describe(plain(module))
     tensors = {key: value for key, value in module.state_dict().items() if isinstance(value, Tensor)}
     return container.write(Path(path), tensors, description, overwrite)
@@ -154,12 +152,25 @@ def _recorded_method(recorded: dict[str, Any]) -> Method:
 
 def _converted(network: nn.Module, method: Method, names: list[str]) -> nn.Module:
     """``network`` converted as it was when ``names`` became its noisy layers."""
+    layers = {name for name, part in network.named_modules() if isinstance(part, nn.Linear | nn.Conv2d)}
+    missing = [name for name in names if name not in layers]
+    require(not missing, f"the network has no Linear or Conv2d called {missing[:1]}, which was converted")
     with warnings.catch_warnings():  # of weights removed from the start, which are about to be replaced
         warnings.simplefilter("ignore")
         converted = convert(network, method)
         if list(masks(converted)) != names and names != [""]:
             converted = convert(network, method, include=[glob.escape(name) for name in names])
-    require(list(masks(converted)) == names, "the network has other layers than the one that was saved")
+    require(
+        list(masks(converted)) == names,
+        "its method converts other layers of the network than it did when it was saved",
+    )
+    return _telling(converted, method)
+
+
+def _telling(converted: nn.Module, method: Method) -> nn.Module:
+    """The network, whose noise says from now on which method it is of: ``save`` asks it."""
+    for name in masks(converted):
+        converted.get_submodule(name).noise.method = method  # type: ignore[union-attr]
     return converted
 
 
@@ -212,7 +223,8 @@ def _from_run(results_dir: Path, id: str) -> nn.Module:
         network = models.build(model, (channels, height, width), known.classes, config["seed"])
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            converted = convert(network, _recorded_method(config["method"]))
+            method = _recorded_method(config["method"])
+            converted = _telling(convert(network, method), method)
     except (KeyError, TypeError):
         raise UserError(f"the record of {id} is of another version of svdo; train the run anew") from None
     _load_state(converted, checkpoint.load(found.weights))

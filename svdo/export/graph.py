@@ -106,6 +106,11 @@ class Traced:
         return [other for other in node.all_input_nodes if other in self.shapes]
 
 
+class _Tracer(fx.Tracer):
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        return isinstance(m, Select) or super().is_leaf_module(m, module_qualified_name)
+
+
 class _Shapes(fx.Interpreter):
     """Runs the graph and notes the shape of every tensor."""
 
@@ -128,7 +133,8 @@ def trace(network: nn.Module, example: tuple[Any, ...]) -> Traced:
     """
     try:
         # Called inside a module of its own: a network that is a single layer is a leaf like any other.
-        module = fx.symbolic_trace(network if _has_graph(network) else nn.Sequential(OrderedDict(layer=network)))
+        root = network if _has_graph(network) else nn.Sequential(OrderedDict(layer=network))
+        module = fx.GraphModule(root, _Tracer().trace(root), type(network).__name__)
     except Exception as error:  # the network's own code, run on stand-ins for tensors, can fail in any way
         raise UserError(f"the network cannot be traced by torch.fx: {first_line(error)}") from error
     settle_in_place(module)
@@ -197,6 +203,7 @@ def kind(traced: Traced, node: Node) -> str:
         ("elementwise", lambda: target in ELEMENTWISE or silent_dropout(node) or _single_slope(traced, node)),
         ("over positions", lambda: target in OVER_POSITIONS or (target in MEANS and _spatial_mean(node, channels))),
         ("flatten", lambda: target in FLATTENS and _flattens(traced, node)),
+        ("select", lambda: target is Select),
         ("concatenation", lambda: target in CONCATENATIONS and _dimension(node) in (1, 1 - len(channels))),
     ]
     return next((name for name, holds in checks if sources and holds()), "other")
