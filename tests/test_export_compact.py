@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import pickle
+import random
 from collections.abc import Callable
 
 import pytest
@@ -398,6 +399,95 @@ def test_random_chains(seed: int) -> None:
     torch.manual_seed(seed)
     network = fill(random_network(seed), 0.4, seed)
     checked(network, 4, 20, 20)
+
+
+class RandomGraph(nn.Module):
+    """Operations drawn at random, each on tensors that there already are."""
+
+    KINDS = (
+        *("conv", "conv", "conv", "depthwise", "grouped", "norm", "add", "multiply", "cat", "gate"),
+        *("relu", "relu_", "sigmoid", "max", "mean", "by size", "affine"),
+    )
+
+    def __init__(self, seed: int) -> None:
+        super().__init__()
+        g = random.Random(seed)
+        self.steps: list[tuple[str, int, int]] = []
+        self.layers = nn.ModuleList()
+        widths = [3]
+        for _ in range(g.randrange(5, 14)):
+            kind, a, b = g.choice(self.KINDS), g.randrange(len(widths)), g.randrange(len(widths))
+            width, out = widths[a], g.choice([4, 6, 8])
+            if (kind in ("add", "multiply") and widths[b] != width) or (kind == "grouped" and width % 2):
+                continue
+            if kind == "conv":
+                self.layers.append(nn.Conv2d(width, out, g.choice([1, 3]), padding="same", bias=g.random() < 0.7))
+            elif kind == "depthwise":
+                self.layers.append(nn.Conv2d(width, 2 * width, 3, padding=1, groups=width))
+            elif kind == "grouped":
+                self.layers.append(nn.Conv2d(width, out, 1, groups=2))
+            elif kind == "gate":
+                self.layers.append(nn.Conv2d(width, width, 1))
+            else:
+                self.layers.append(nn.BatchNorm2d(width) if kind == "norm" else nn.Identity())
+            self.steps.append((kind, a, b))
+            widths.append({"conv": out, "grouped": out, "depthwise": 2 * width, "cat": width + widths[b]}.get(kind, width))
+        self.side = g.randrange(len(widths))
+        self.last = nn.Linear(4 * widths[-1] + widths[self.side], 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        t = [x]
+        operations: dict[str, Callable[[Tensor, Tensor, nn.Module], Tensor]] = {
+            "add": lambda a, b, layer: a + b,
+            "multiply": lambda a, b, layer: a * b,
+            "cat": lambda a, b, layer: torch.cat(tensors=[a, b], dim=1),
+            "gate": lambda a, b, layer: a * layer(a.mean((2, 3), keepdim=True)).sigmoid(),
+            "relu": lambda a, b, layer: F.relu(a),
+            "relu_": lambda a, b, layer: F.relu(input=a, inplace=True),
+            "sigmoid": lambda a, b, layer: torch.sigmoid(a),
+            "max": lambda a, b, layer: F.max_pool2d(a, 3, 1, 1),
+            "mean": lambda a, b, layer: F.avg_pool2d(a, 3, 1, 1),
+            "by size": lambda a, b, layer: a / a.size(1),
+            "affine": lambda a, b, layer: a * 2 + 1,
+        }
+        for layer, (kind, a, b) in zip(self.layers, self.steps, strict=True):
+            t.append(operations[kind](t[a], t[b], layer) if kind in operations else layer(t[a]))
+        return self.last(torch.cat([F.adaptive_avg_pool2d(t[-1], 2).flatten(1), t[self.side].mean((2, 3))], 1))
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_random_graphs(seed: int) -> None:
+    torch.manual_seed(seed)
+    checked(fill(RandomGraph(seed), 0.5, seed), 3, 8, 8)
+
+
+class Sizes(nn.Module):
+    """Two inputs, sizes of the picture, and a number of features read along the last axis."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.last = nn.Conv2d(2, 8, 1), nn.Conv2d(8, 2, 1)
+        self.tokens, self.mixed = nn.Linear(5, 8), nn.Linear(8, 3)
+
+    def forward(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+        batch, _, height, width = x.shape
+        x = F.interpolate(F.avg_pool2d(F.relu(self.conv(x)), 2), size=x.shape[2:])
+        y = F.relu(self.tokens(y))
+        return self.last(x) / height / width, self.mixed(y / y.size(2)) / batch
+
+
+def test_sizes_are_followed_along_the_axis_that_they_are_of() -> None:
+    torch.manual_seed(0)
+    network = fill(Sizes(), 0.0)
+    with torch.no_grad():
+        network.conv.weight[:3] = 0.0
+        network.tokens.weight[:3] = 0.0
+    x, y = torch.randn(3, 2, 6, 6), torch.randn(3, 4, 5)
+    result = compact(network, (x, y))
+    for found, expected in zip(result.module(x, y), network(x, y), strict=True):
+        torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)
+    sizes = {change.name: change.after[0] for change in result.layers}
+    assert sizes == {"conv": 5, "last": 2, "tokens": 8, "mixed": 3}
 
 
 ZOO = {

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
@@ -106,7 +107,8 @@ class Analysis:
 
     def _visit(self, node: Node) -> None:
         if node not in self.traced.shapes:
-            if node.op == "output" or graph.reads_channel_count(node):
+            known = [(len(self.traced.shapes[other]), self.channels[other].axis) for other in self.traced.inputs(node)]
+            if node.op == "output" or any(graph.reads_channel_count(node, rank, axis) for rank, axis in known):
                 self._leave(node, narrow=True)
             return
         rule = getattr(self, "_" + graph.kind(self.traced, node).replace(" ", "_"), None)
@@ -246,7 +248,8 @@ class Analysis:
         return Channels(source.axis, source.ids[index], source.values[index])
 
     def _concatenation(self, node: Node) -> Channels | None:
-        sources = [self.channels[other] for other in node.args[0]]  # type: ignore[union-attr, index]
+        tensors: Any = node.args[0] if node.args else node.kwargs["tensors"]
+        sources = [self.channels[other] for other in tensors]
         if any(source.axis != 1 for source in sources):
             return None
         return Channels(1, torch.cat([s.ids for s in sources]), torch.cat([s.values for s in sources]))

@@ -67,7 +67,8 @@ def compact(module: nn.Module, example: Any) -> Compacted:
 
     A unit whose value is constant is folded into the next layer's bias, and one that no weight other than 0 reads is dropped.
     Where zero padding makes a constant channel vary at the border, one such channel is kept for all. Channels that an addition
-    ties together go together, and so does a group of a grouped convolution. A dense layer that reads part of a flattened tensor gets a ``Select`` in front.
+    ties together go together, and so does a group of a grouped convolution. A dense layer that reads part of a flattened tensor
+    gets a ``Select`` in front.
 
     Args:
         module: a converted network, or a plain one with zeros; it is not changed.

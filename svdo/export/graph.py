@@ -172,8 +172,8 @@ def settle_in_place(module: fx.GraphModule) -> None:
     traced = Traced(module, {})
     order = {node: place for place, node in enumerate(module.graph.nodes)}
     for node in module.graph.nodes:
-        if node.args and isinstance(node.args[0], Node) and _in_place(traced, node):
-            written = node.args[0]
+        if node.all_input_nodes and _in_place(traced, node):
+            written = node.all_input_nodes[0]
             for reader in list(written.users):
                 if order[reader] > order[node]:
                     reader.replace_input_with(written, node)
@@ -229,7 +229,9 @@ def _spatial_mean(node: Node, shape: torch.Size) -> bool:
     """Whether a mean leaves the batch and the channels, axes 0 and 1, alone."""
     dims = _dimension(node) if len(node.args) > 1 or "dim" in node.kwargs else 0
     keeps = node.args[2] if len(node.args) > 2 else node.kwargs.get("keepdim", False)
-    dims = [dims] if isinstance(dims, int) else list(dims)
+    dims = [dims] if isinstance(dims, int) else dims
+    if not isinstance(dims, list | tuple) or not all(isinstance(dim, int) for dim in dims):
+        return False
     rank = len(shape) if keeps else len(shape) + len(dims)
     return all(dim % rank >= 2 for dim in dims)
 
@@ -238,6 +240,8 @@ def _flattens(traced: Traced, node: Node) -> bool:
     """Whether (batch, channels, ...) becomes (batch, features) in order, whatever the code calls that."""
     sources, result = traced.inputs(node), traced.shapes[node]
     before = traced.shapes[sources[0]]
+    if any(isinstance(part, torch.dtype) for part in (*node.args, *node.kwargs.values())):  # a view of the bytes
+        return False
     return len(sources) == 1 and len(before) >= 2 and len(result) == 2 and before[0] == result[0]
 
 
@@ -261,20 +265,27 @@ def averages_with_zeros(traced: Traced, node: Node) -> bool:
     return len(node.args) > 3 or bool({"padding", "divisor_override"} & node.kwargs.keys())
 
 
-def reads_channel_count(node: Node) -> bool:
-    """Whether a node that gives no tensor (a size, a shape) may tell the code how many channels there are."""
-    is_size = (node.op == "call_method" and node.target == "size") or (node.target is getattr and node.args[1] == "shape")
-    if (node.op == "call_method" and node.target == "dim") or (node.target is getattr and node.args[1] in ("device", "dtype")):
+def reads_channel_count(node: Node, rank: int, axis: int) -> bool:
+    """Whether a node that gives no tensor (a size, a shape) may tell the code how many channels there are, along ``axis``."""
+    if node.target == "dim" or (node.target is getattr and node.args[1] in ("device", "dtype")):
         return False
-    if not is_size:
-        return True
     if node.target == "size" and len(node.args) > 1:
-        return not _other_axis(node.args[1])
-    return not all(user.target is operator.getitem and (_other_axis(user.args[1]) or not user.users) for user in node.users)
+        return _covers(node.args[1], rank, axis)
+    if node.target == "size" or (node.target is getattr and node.args[1] == "shape"):
+        read = [user for user in node.users if user.users]
+        return any(user.target is not operator.getitem or _covers(user.args[1], rank, axis) for user in read)
+    return True
 
 
-def _other_axis(index: Any) -> bool:
-    return isinstance(index, int) and index in (0, 2, 3, 4)
+def _covers(index: Any, rank: int, axis: int) -> bool:
+    """Whether an index or slice of a shape takes in an axis."""
+    if not isinstance(index, int | slice):
+        return True
+    try:
+        found = range(rank)[index]
+    except (IndexError, TypeError):  # a slice whose ends are computed
+        return True
+    return axis in (found if isinstance(found, range) else (found,))
 
 
 def before_a_layer(traced: Traced, nodes: Iterable[Node]) -> list[Node]:
