@@ -27,6 +27,7 @@ def network(share: float = 0.97, dtype: torch.dtype = torch.float32) -> nn.Seque
         for layer in made:
             if isinstance(layer, nn.Linear):
                 layer.weight *= torch.rand(layer.weight.shape) > share
+                layer.bias[0] = -0.0
     return made.eval()
 
 

@@ -31,6 +31,7 @@ def write(path: Path, tensors: dict[str, Tensor], description: Description, over
     Raises:
         UserError: where the file exists and ``overwrite`` is not set, or it cannot be written.
     """
+    path = path.expanduser()
     own = {key: tensor.detach().cpu().contiguous().clone() for key, tensor in tensors.items()}
     metadata = {"format": FORMAT, "version": str(VERSION), "description": json.dumps(description, separators=(",", ":"))}
     unsigned = _safetensors().save(own, metadata)
