@@ -73,18 +73,9 @@ class Analysis:
     def _fixed_modules(self) -> set[str]:
         """Names of modules that cannot be narrowed: called in several places, or their parameters are read directly."""
         nodes = list(self.traced.module.graph.nodes)
-        calls: dict[nn.Module, set[str]] = {}
-        counts: Counter[nn.Module] = Counter()
-        several: set[str] = set()
-        for node in nodes:
-            if node.op == "call_module":
-                layer = self.traced.layer(node)
-                names = calls.setdefault(layer, set())
-                names.add(str(node.target))
-                counts[layer] += 1
-        for layer, names in calls.items():
-            if counts[layer] > 1 and layer.state_dict():
-                several |= names
+        calls = {str(node.target): self.traced.layer(node) for node in nodes if node.op == "call_module"}
+        counts = Counter(self.traced.layer(node) for node in nodes if node.op == "call_module")
+        several = {name for name, layer in calls.items() if counts[layer] > 1 and layer.state_dict()}
         read = {str(node.target).rpartition(".")[0] for node in nodes if node.op == "get_attr"}
         return several | read
 
