@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from .conversion import advance, convert, kl, parameter_groups, plain
     from .counts import LayerSparsity, at_threshold, compression, evaluation_weights, masks, sparsity, storage
     from .errors import UserError
+    from .export.compact import compact
+    from .export.files import load, save
     from .layers import sampling
 
 __all__ = [
@@ -24,15 +26,18 @@ __all__ = [
     "UserError",
     "advance",
     "at_threshold",
+    "compact",
     "compression",
     "convert",
     "evaluation_weights",
     "kl",
+    "load",
     "masks",
     "parameter_groups",
     "plain",
     "reestimate_batch_norm",
     "sampling",
+    "save",
     "sparsity",
     "storage",
 ]
@@ -50,6 +55,8 @@ _HOME = {
         "storage",
     ),
     "errors": ("UserError",),
+    "export.compact": ("compact",),
+    "export.files": ("load", "save"),
     "layers": ("sampling",),
 }
 

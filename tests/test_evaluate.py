@@ -7,12 +7,12 @@ import math
 import numpy as np
 import pytest
 import torch
+from svdo.evaluate import auroc, entropy, evaluate, log_probabilities, metrics, reestimate_batch_norm
 from torch import nn
 
 import svdo
 from svdo.data import Normalizer, Split
 from svdo.errors import UserError
-from svdo.evaluate import auroc, entropy, evaluate, log_probabilities, metrics, reestimate_batch_norm
 
 
 def split_of(x: torch.Tensor, labels: torch.Tensor) -> Split:

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 from conftest import SMALL
+from svdo.evaluate import evaluate, reestimate_batch_norm
 
 import svdo
 from svdo import machine, train
@@ -19,7 +20,6 @@ from svdo.cli.compose import compose
 from svdo.config import RuntimeConfig, TrainConfig
 from svdo.data.sources import Images
 from svdo.errors import UserError
-from svdo.evaluate import evaluate, reestimate_batch_norm
 from svdo.layers import Noise, noisy_layers
 from svdo.models import VGG, build
 from svdo.runs import REBUILT, Run, checkpoint

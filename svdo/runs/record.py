@@ -10,8 +10,11 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import torch
+
 from .. import data, methods, models, tasks
 from ..config import Config, RuntimeConfig, TrainConfig
+from ..data.spec import DataSpec
 from ..errors import UserError
 from . import schema
 
@@ -108,6 +111,22 @@ def config_of(record: Record) -> Config:
     parts = {group: _settings(f"config.{group}", kind, kept[group]) for group, kind in kinds.items()}
     task = _settings("config.task", tasks.find(record.get("task", CLASSIFICATION)), kept.get("task", {}))
     return Config(**parts, task=task, seed=kept["seed"], pretrained=kept["pretrained"], imports=kept.get("imports", {}))
+
+
+def data_of(record: Record, config: Config) -> DataSpec:
+    """What a batch of the run's data was; its network can be built from that without the data.
+
+    Raises:
+        UserError: where the record is too old to say, and so is its data set.
+    """
+    assert isinstance(config.dataset, data.Dataset)
+    said = record.get("data")
+    if said is not None:
+        return DataSpec(**{**said, "shape": tuple(said["shape"]), "dtype": getattr(torch, said["dtype"])})
+    known = config.dataset.outline()
+    if known is None:
+        raise UserError(f"the record of {record['id']} does not say what its data are like; train the run anew")
+    return known[0]
 
 
 def _settings(group: str, kind: type, values: Mapping[str, Any]) -> Any:

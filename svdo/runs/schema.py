@@ -82,9 +82,20 @@ def mapping(inner: Check) -> Check:
 
 def sequence(inner: Check) -> Check:
     """One or more of what ``inner`` allows."""
+    several = list_of(inner)
 
     def check(key: str, value: Any) -> None:
         _require(isinstance(value, list) and len(value) > 0, key, value, "no list of anything")
+        several(key, value)
+
+    return check
+
+
+def list_of(inner: Check) -> Check:
+    """A list, empty or of what ``inner`` allows."""
+
+    def check(key: str, value: Any) -> None:
+        _require(isinstance(value, list), key, value, "no list")
         for place, item in enumerate(value):
             inner(f"{key}.{place}", item)
 
@@ -149,6 +160,13 @@ _ORIGIN = {
 }
 _ORIGIN_LATER = {"compile": FLAG}
 
+_DATA = {
+    "shape": list_of(count()),
+    "classes": count(),
+    "vocabulary": count(),
+    "dtype": matching("(float|int)(16|32|64)|uint8|bool|bfloat16", "type of torch's"),
+    "carried": FLAG,
+}
 _HEADLINE = {"name": TEXT, "unit": TEXT, "better": matching("lower|higher", "way to be better")}
 
 
@@ -179,6 +197,7 @@ def record(headline: str) -> Check:
         {
             "task": TEXT,
             "headline": keys(_HEADLINE, {}),
+            "data": keys(_DATA, {}),
             "storage": or_null(number(0)),
             "core_seconds": SECONDS,
             "validation": keys(*metrics),

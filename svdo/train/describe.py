@@ -64,6 +64,7 @@ def describe(training: Training, seen: Record) -> Record:
         "method": config.method.name,
         "task": task.name,
         "headline": vars(task.headline),
+        "data": {**vars(data.spec), "shape": list(data.spec.shape), "dtype": str(data.spec.dtype).removeprefix("torch.")},
         "seed": config.seed,
         "config": config.as_dict(),
         "test": task.evaluate(model, data.test),
