@@ -7,8 +7,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from svdo.config import NORMALIZATIONS, DatasetConfig
-from svdo.data import Data, Normalizer, Split, prepare
+from svdo.data import Data, ImageDataset, ImageSplit, Normalizer, prepare
+from svdo.data.images import NORMALIZATIONS
 from svdo.data.sources import Images
 from svdo.errors import UserError
 
@@ -35,21 +35,21 @@ def numbered(n: int = 60) -> Images:
 
 
 def prepared(images: Images, **settings: object) -> Data:
-    return prepare(DatasetConfig(**{"normalization": "none", **settings}), images, CPU)
+    return prepare(ImageDataset(**{"normalization": "none", **settings}), images, CPU)
 
 
-def order(split: Split, size: int = 10, seed: int = 0, epoch: int = 0, start: int = 0) -> list[int]:
+def order(split: ImageSplit, size: int = 10, seed: int = 0, epoch: int = 0, start: int = 0) -> list[int]:
     return [int(i) for x, _ in split.batches(size, seed, epoch, start) for i in (255 * x[:, 0, 0, 0]).round()]
 
 
-def marked(**augmentation: object) -> Split:
+def marked(**augmentation: object) -> ImageSplit:
     """400 copies of a 6 x 6 image whose pixels are all different (1 ... 36), not normalised but for the / 255."""
     picture = np.arange(1, 37, dtype=np.uint8).reshape(1, 6, 6, 1).repeat(400, 0)
     zeros = np.zeros(400, np.uint8)
     return prepared(Images(picture, zeros, picture, zeros, 10), **augmentation).train
 
 
-def pictures(split: Split, epoch: int = 0) -> Tensor:
+def pictures(split: ImageSplit, epoch: int = 0) -> Tensor:
     """The pixel values of one epoch, (N, H, W)."""
     return torch.cat([(255 * x[:, 0]).round().int() for x, _ in split.batches(100, 0, epoch)])
 
@@ -179,7 +179,7 @@ def test_test_and_validation_images_are_never_augmented() -> None:
         assert not part.flip
 
 
-def whole(split: Split) -> np.ndarray:
+def whole(split: ImageSplit) -> np.ndarray:
     """All normalised images, (N, H, W, C) float64."""
     return torch.cat([x for x, _ in split.chunks(1000)]).permute(0, 2, 3, 1).double().numpy()
 
@@ -274,8 +274,8 @@ def test_validation_is_the_last_images_and_leaves_the_rest_for_training() -> Non
     np.testing.assert_array_equal((255 * whole(data.train)[:, 0, 0, 0]).round(), np.arange(45))
     np.testing.assert_array_equal(data.validation.labels, np.arange(45, 60) % 10)
     assert (len(data.train), len(data.validation), len(data.test)) == (45, 15, 20)
-    assert data.shape == (1, 2, 2)
-    assert data.classes == 10
+    assert data.spec.shape == (1, 2, 2)
+    assert data.spec.classes == 10
 
 
 def test_subset_is_the_first_images_and_keeps_the_validation_images() -> None:

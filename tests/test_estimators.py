@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 import svdo
-from svdo.data import Normalizer, Split
+from svdo.data import ImageSplit, Normalizer
 from svdo.estimators import ESTIMATORS, GROUPS, drawn, gradient_variance, mean_and_error
 
 
@@ -22,10 +22,10 @@ def model_of(*sizes: int, alpha: float = 0.5) -> nn.Sequential:
     return svdo.convert(nn.Sequential(*layers[:-1]), "vd_b", rates={"*": alpha / (1 + alpha)})
 
 
-def split_of(n: int, inputs: int, classes: int) -> Split:
+def split_of(n: int, inputs: int, classes: int) -> ImageSplit:
     generator = torch.Generator().manual_seed(1)
     images = torch.randn(n, 1, inputs, 1, generator=generator)
-    return Split(images, torch.randint(classes, (n,), generator=generator), Normalizer(torch.ones(()), torch.zeros(())))
+    return ImageSplit(images, torch.randint(classes, (n,), generator=generator), Normalizer(torch.ones(()), torch.zeros(())))
 
 
 @pytest.mark.parametrize("estimator", ["local", "separate", "single"])
@@ -114,7 +114,7 @@ def test_the_standard_error_is_the_spread_of_repeated_estimates() -> None:
     model, split = model_of(4, 3), split_of(20 * 3000, 4, 3)
     pairs = []
     for images, labels in zip(split.images.split(3000), split.labels.split(3000), strict=True):
-        part = Split(images, labels, split.normalizer)
+        part = ImageSplit(images, labels, split.normalizer)
         pairs.append(mean_and_error(gradient_variance(model, part, "none", ["0"], batches=60, size=50)["0"]))
     values, errors = torch.tensor(pairs).unbind(1)
     assert values.std().item() == pytest.approx(errors.mean().item(), rel=0.4)

@@ -7,17 +7,18 @@ import math
 import numpy as np
 import pytest
 import torch
-from svdo.evaluate import auroc, entropy, evaluate, log_probabilities, metrics, reestimate_batch_norm
 from torch import nn
 
 import svdo
-from svdo.data import Normalizer, Split
+from svdo.batch_norm import reestimate_batch_norm
+from svdo.data import ImageSplit, Normalizer
 from svdo.errors import UserError
+from svdo.tasks.classification import auroc, entropy, evaluate, log_probabilities, metrics
 
 
-def split_of(x: torch.Tensor, labels: torch.Tensor) -> Split:
+def split_of(x: torch.Tensor, labels: torch.Tensor) -> ImageSplit:
     """A split of ready float images (N, H, W, C)."""
-    return Split(x, labels, Normalizer(torch.ones(()), torch.zeros(())))
+    return ImageSplit(x, labels, Normalizer(torch.ones(()), torch.zeros(())))
 
 
 def random_predictions(n: int = 3000, classes: int = 5) -> tuple[torch.Tensor, torch.Tensor]:

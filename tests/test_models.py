@@ -8,8 +8,13 @@ import pytest
 import torch
 from torch import nn
 
+from svdo.data import DataSpec
 from svdo.errors import UserError
-from svdo.models import MLP, MODELS, VGG, ConvNet, LeNet5, LeNet300, Model, build, find
+from svdo.models import MODELS, build, find
+from svdo.models.convnet import ConvNet
+from svdo.models.lenet import LeNet5, LeNet300
+from svdo.models.mlp import MLP
+from svdo.models.vgg import VGG
 
 MNIST, CIFAR = (1, 28, 28), (3, 32, 32)
 
@@ -39,12 +44,12 @@ def biases(network: nn.Module) -> int:
 )
 def test_golden_weight_counts(model: Model, shape: tuple[int, int, int], count: int) -> None:
     with torch.device("meta"):
-        assert weights(build(model, shape, 10, seed=0)) == count
+        assert weights(build(model, DataSpec(shape, 10), seed=0)) == count
 
 
 @pytest.mark.parametrize(("model", "count"), [(LeNet300(), 266_610), (LeNet5(), 431_080)])
 def test_golden_counts_with_biases(model: Model, count: int) -> None:
-    network = build(model, MNIST, 10, seed=0)
+    network = build(model, DataSpec(MNIST, 10), seed=0)
     assert weights(network) + biases(network) == count
     assert sum(p.numel() for p in network.parameters()) == count
 
@@ -55,7 +60,7 @@ def test_every_model_gives_one_logit_per_class(name: str) -> None:
     if isinstance(model, VGG):
         model.k = 1 / 32
     shape = CIFAR if isinstance(model, VGG) else MNIST
-    network = build(model, shape, 7, seed=0)
+    network = build(model, DataSpec(shape, 7), seed=0)
     assert network(torch.zeros(3, *shape)).shape == (3, 7)
 
 
@@ -65,10 +70,13 @@ def test_build_is_a_function_of_the_seed_and_leaves_the_global_generator_alone(n
     shape = CIFAR if name == "vgg" else MNIST
     torch.manual_seed(99)
     before = torch.get_rng_state()
-    first = build(model, shape, 10, seed=3).state_dict()
+    first = build(model, DataSpec(shape, 10), seed=3).state_dict()
     assert torch.equal(torch.get_rng_state(), before)
     torch.rand(17)
-    again, other = build(model, shape, 10, seed=3).state_dict(), build(model, shape, 10, seed=4).state_dict()
+    again, other = (
+        build(model, DataSpec(shape, 10), seed=3).state_dict(),
+        build(model, DataSpec(shape, 10), seed=4).state_dict(),
+    )
     assert all(torch.equal(first[key], again[key]) for key in first)
     random = [key for key in first if key.endswith("weight") and first[key].dim() > 1]
     assert random
@@ -77,7 +85,7 @@ def test_build_is_a_function_of_the_seed_and_leaves_the_global_generator_alone(n
 
 def test_lenets_start_as_the_authors_code_does() -> None:
     for model in (LeNet300(), LeNet5()):
-        for layer in build(model, MNIST, 10, seed=0).modules():
+        for layer in build(model, DataSpec(MNIST, 10), seed=0).modules():
             if isinstance(layer, nn.Linear):
                 n = layer.weight.numel()
                 # Standard error of a sample deviation: s / sqrt(2n); five of them.
@@ -95,7 +103,7 @@ def test_lenets_start_as_the_authors_code_does() -> None:
 
 
 def test_mlp_starts_with_variance_two_over_inputs() -> None:
-    layers = [m for m in build(MLP(), MNIST, 10, seed=0).modules() if isinstance(m, nn.Linear)]
+    layers = [m for m in build(MLP(), DataSpec(MNIST, 10), seed=0).modules() if isinstance(m, nn.Linear)]
     assert [layer.in_features for layer in layers] == [784, 500, 500, 500]
     for layer in layers:
         spread = 5 / math.sqrt(2 * layer.weight.numel())
@@ -104,28 +112,28 @@ def test_mlp_starts_with_variance_two_over_inputs() -> None:
 
 
 def test_mlp_starts_with_the_deviation_that_it_is_told() -> None:
-    net = build(MLP(width=300, start_std=0.01), (1, 28, 28), 10, 0)
+    net = build(MLP(width=300, start_std=0.01), DataSpec((1, 28, 28), 10), seed=0)
     assert [m.weight.std().item() for m in net if isinstance(m, nn.Linear)] == pytest.approx([0.01] * 4, rel=0.05)
 
 
 def test_signal_neither_dies_nor_explodes_through_a_deep_mlp() -> None:
-    network = build(MLP(depth=8), MNIST, 10, seed=0)
+    network = build(MLP(depth=8), DataSpec(MNIST, 10), seed=0)
     x = torch.randn(200, 1, 28, 28, generator=torch.Generator().manual_seed(0))
     assert 0.3 < network(x).std().item() < 5.0
 
 
 def test_lenet5_on_color_images_follows_their_shape() -> None:
-    network = build(LeNet5(), CIFAR, 10, seed=0)
+    network = build(LeNet5(), DataSpec(CIFAR, 10), seed=0)
     assert network(torch.zeros(2, 3, 32, 32)).shape == (2, 10)
     assert weights(network) == 3 * 20 * 25 + 20 * 50 * 25 + 50 * 25 * 500 + 5000
 
 
 def test_a_network_too_large_for_the_image_is_refused() -> None:
     with pytest.raises(UserError, match="16 x 16"):
-        build(LeNet5(), (1, 15, 28), 10, seed=0)
-    assert build(LeNet5(), (1, 16, 16), 10, seed=0)(torch.zeros(1, 1, 16, 16)).shape == (1, 10)
+        build(LeNet5(), DataSpec((1, 15, 28), 10), seed=0)
+    assert build(LeNet5(), DataSpec((1, 16, 16), 10), seed=0)(torch.zeros(1, 1, 16, 16)).shape == (1, 10)
     with pytest.raises(UserError, match="32 x 32"):
-        build(VGG(), MNIST, 10, seed=0)
+        build(VGG(), DataSpec(MNIST, 10), seed=0)
 
 
 def test_impossible_settings_and_unknown_models_are_refused() -> None:

@@ -12,17 +12,23 @@ from typing import Any
 import pytest
 import torch
 from conftest import SMALL
-from svdo.evaluate import evaluate, reestimate_batch_norm
 
 import svdo
 from svdo import machine, train
+from svdo.batch_norm import reestimate_batch_norm
 from svdo.cli.compose import compose
 from svdo.config import RuntimeConfig, TrainConfig
+from svdo.data import DataSpec
 from svdo.data.sources import Images
 from svdo.errors import UserError
 from svdo.layers import Noise, noisy_layers
-from svdo.models import VGG, build
+from svdo.machine import devices, origin
+from svdo.models import build
+from svdo.models.vgg import VGG
 from svdo.runs import REBUILT, Run, checkpoint
+from svdo.tasks.classification import evaluate
+from svdo.train import loop
+from svdo.train.optimizers import optimizers
 
 QUICK = [*SMALL, "train.epochs=1", "dataset.subset=400"]
 
@@ -32,27 +38,27 @@ def execute(tmp_path: Path, *overrides: str) -> tuple[str, dict[str, Any]]:
 
 
 def test_each_process_takes_a_gpu_of_its_own_while_there_are_any(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(machine.tempfile, "gettempdir", lambda: str(tmp_path))
+    monkeypatch.setattr(devices.tempfile, "gettempdir", lambda: str(tmp_path))
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     held = []
     for _ in range(3):  # the lock is the file's, so forgetting the choice makes this process another one
-        machine._gpu.cache_clear()
-        held.append(machine._gpu())
+        devices._gpu.cache_clear()
+        held.append(devices._gpu())
         assert machine.device(RuntimeConfig()) == held[-1][0]
     assert [str(device) for device, _ in held] == ["cuda:0", "cuda:1", "cuda:0"]
     assert held[0][1] is not None
     held[0][1].close()
-    machine._gpu.cache_clear()
+    devices._gpu.cache_clear()
     assert str(machine.device(RuntimeConfig())) == "cuda:0"
-    machine._gpu.cache_clear()
+    devices._gpu.cache_clear()
 
 
 @pytest.mark.parametrize("name", ["adam", "sgd"])
 def test_weight_decay_touches_matrices_and_filters_alone(name: str) -> None:
-    model = svdo.convert(build(VGG(k=0.05), (3, 32, 32), 10, 0), "sparsevd")
-    optimizers = train._optimizers(model, TrainConfig(optimizer=name, weight_decay=0.1))
-    groups = [group for optimizer in optimizers for group in optimizer.param_groups]
+    model = svdo.convert(build(VGG(k=0.05), DataSpec((3, 32, 32), 10), 0), "sparsevd")
+    found = optimizers(model, TrainConfig(optimizer=name, weight_decay=0.1))
+    groups = [group for optimizer in found for group in optimizer.param_groups]
     decayed = {id(p) for group in groups if group["weight_decay"] for p in group["params"]}
     assert decayed == {id(p) for name, p in model.named_parameters() if name.endswith(".weight") and p.dim() > 1}
     noise = [p for module in model.modules() if isinstance(module, Noise) for p in module.parameters()]
@@ -86,7 +92,7 @@ def test_a_failure_that_is_no_mistake_leaves_its_traceback(tmp_path: Path, monke
     def broken(*arguments: object) -> None:
         raise RuntimeError("a bug")
 
-    monkeypatch.setattr(train, "objective", broken)
+    monkeypatch.setattr(loop, "objective", broken)
     with pytest.raises(RuntimeError):
         train.execute(config)
     assert run.error.read_text().endswith("RuntimeError: a bug\n")
@@ -104,12 +110,12 @@ def test_a_commit_counts_as_changed_where_the_configuration_is(tmp_path: Path, m
     git = ["git", "-C", str(tmp_path), "-c", "user.name=a", "-c", "user.email=a@b"]
     for command in (["init", "-q"], ["add", "."], ["commit", "-qm", "first"]):
         subprocess.run([*git, *command], check=True)
-    monkeypatch.setattr(machine, "__file__", str(here))
-    monkeypatch.setattr(machine.resources, "files", lambda name: tmp_path / "conf")
-    clean = machine._commit()
+    monkeypatch.setattr(origin, "__file__", str(here))
+    monkeypatch.setattr(origin.resources, "files", lambda name: tmp_path / "conf")
+    clean = origin._commit()
     assert re.fullmatch("[0-9a-f]{40}", clean)
     configuration.write_text("2")
-    assert machine._commit() == clean + "+"
+    assert origin._commit() == clean + "+"
 
 
 def test_a_loss_that_is_not_finite_names_layer_and_step_and_keeps_the_checkpoint(
@@ -117,14 +123,14 @@ def test_a_loss_that_is_not_finite_names_layer_and_step_and_keeps_the_checkpoint
 ) -> None:
     config = compose([*QUICK, "train.epochs=3", f"results_dir={tmp_path}"])
     run = Run(tmp_path, config.id)
-    real = train.Training._rates
+    real = train.Training.rates
 
-    def poison(self: train.Training, epoch: int, step: int, steps: int) -> tuple[float, float, float]:
+    def poison(self: train.Training, epoch: int, step: int) -> tuple[float, float, float]:
         if (epoch, step) == (1, 4):
             self.model.get_submodule("fc3").bias.data.fill_(float("inf"))  # type: ignore[union-attr]
-        return real(self, epoch, step, steps)
+        return real(self, epoch, step)
 
-    monkeypatch.setattr(train.Training, "_rates", poison)
+    monkeypatch.setattr(train.Training, "rates", poison)
     with pytest.raises(UserError, match=r"not finite at epoch 2, step 5 \(first seen in fc3"):
         train.execute(config)
     assert run.result() is None
@@ -430,7 +436,7 @@ def test_batch_norm_is_that_of_the_averaged_network(tmp_path: Path) -> None:
     training = train.Training(config, Run(tmp_path, config.id), train.Stop())
     network = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.BatchNorm1d(784), training.model)
     training.model, training.forward = network, network
-    training.optimizers = train._optimizers(network, config.train)
+    training.optimizers = optimizers(network, config.train)
     training.averaged = train.AveragedModel(network, multi_avg_fn=train.get_ema_multi_avg_fn(0.9))
     training.run.folder.mkdir(parents=True)
     training._fit()
