@@ -8,7 +8,7 @@ STAMP := $(VENV)/installed-$(shell cat pyproject.toml | cksum | cut -d' ' -f1)-$
 BIN := $(VENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help bench demo test test-slow reproduce quick wheel clean
+.PHONY: help bench demo test test-slow faults reproduce quick wheel clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -35,6 +35,9 @@ test: $(STAMP)  ## lint, type check and the tests
 
 test-slow: $(STAMP)  ## the slow tests and those that fetch data
 	$(BIN)/pytest -m 'slow or network'
+
+faults: $(STAMP)  ## kills, power cuts (as root), damaged and foreign files, closed streams, at random: all must end right
+	$(BIN)/python scripts/faults.py
 
 reproduce: $(STAMP)  ## plan and train what is missing, check, render: every table, or REPORT=mnist
 	$(BIN)/svdo-report plan $(REPORT)

@@ -31,27 +31,42 @@ from svdo.report.spec import Column, Figure, Row
 from svdo.runs import Run, finished
 
 
-def record(overrides: tuple[str, ...], error: float, compression: float) -> dict[str, Any]:
+def record(overrides: tuple[str, ...], error: float, compression: float, weights: int = 0) -> dict[str, Any]:
+    """A record as the runner writes it, of two layers that lose weights alike."""
     config = compose(overrides)
-    layers = [{"name": f"fc{i}", "weights": 100, "nonzero": 2 * i, "outputs": i, "sparsity": 100.0 - 2 * i} for i in (1, 2)]
+    weights = weights or round(1000 * compression)
+    nonzero = round(weights / compression)
+    halves = [(weights // 2, nonzero // 2), (weights - weights // 2, nonzero - nonzero // 2)]
+    layers = [
+        {"name": f"fc{i}", "weights": all, "nonzero": kept, "outputs": i, "sparsity": 100.0 * (1.0 - kept / all), "rate": 0.3}
+        for i, (all, kept) in enumerate(halves, start=1)
+    ]
+    measured = {"error": error, "nll": 0.1, "ece": 1.0, "brier": 0.1}
     return {
         "schema": 1,
         "id": config.id,
         "model": config.model.name,
         "dataset": config.dataset.name,
         "method": config.method.name,
+        "seed": config.seed,
         "config": config.as_dict(),
-        "test": {"error": error},
+        "test": measured,
+        "train": measured,
         "layers": layers,
-        "weights": 200,
-        "compression": compression,
+        "weights": weights,
+        "nonzero": nonzero,
+        "sparsity": 100.0 * (1.0 - nonzero / weights),
+        "compression": weights / nonzero,
         "epochs": config.train.epochs,
         "seconds": 60.0,
         "storage": 2.0,
         "provenance": {
+            "commit": "",
             "device": "cpu (x86_64, 2 threads)",
             "threads": 2,
+            "host_cores": 2,
             "precision": "fp32",
+            "python": "3.11",
             "torch": "2.9",
             "started": "2026-01-02T03:04:05",
         },
@@ -143,7 +158,7 @@ def test_cells_are_mean_and_spread_over_the_seeds_that_are_done(report: spec.Rep
     (row,) = [line for line in text.splitlines() if line.startswith("| LeNet-300-100 | Sparse VD")]
     cells = [cell.strip() for cell in row.strip("|").split("|")]
     assert cells == [
-        "LeNet-300-100", "Sparse VD", "1.92", "1.90 ± 0.14", "98.9 - 97.2 - 62.0", "98.0 - 96.0",
+        "LeNet-300-100", "Sparse VD", "1.92", "1.90 ± 0.14", "98.9 - 97.2 - 62.0", "98.6 - 98.6",
         "68", "71.0 ± 1.4", "2.0 ± 0.0", "2 of 3", "2.0",
     ]  # fmt: skip
     assert "| quoted |" in text
@@ -216,10 +231,11 @@ def test_a_seed_given_for_every_run_makes_one_run_of_all_seeds(report: spec.Repo
     assert len(collect.runs(report, row, ["seed=7"])) == 1
 
 
-def test_a_damaged_record_of_another_run_does_not_stop_a_plan(tmp_path: Path) -> None:
+def test_a_damaged_record_of_another_run_does_not_stop_a_plan_and_is_named(tmp_path: Path) -> None:
     (tmp_path / "runs" / "other").mkdir(parents=True)
     (tmp_path / "runs" / "other" / "result.json").write_text('{"id": 1')
-    assert collect.expected_seconds(compose([]), list(finished(tmp_path))) is None
+    with pytest.warns(match=r"other/result\.json cannot be read"):
+        assert collect.expected_seconds(compose([]), list(finished(tmp_path))) is None
 
 
 def test_a_figure_is_judged_at_the_digits_that_are_shown() -> None:
@@ -232,7 +248,7 @@ def test_a_figure_is_judged_at_the_digits_that_are_shown() -> None:
 
 
 def test_a_width_that_was_never_trained_is_timed_by_its_weights(tmp_path: Path) -> None:
-    old = {**record(("model=mlp", "model.width=100", "method=none"), 1.0, 1.0), "weights": 99_400}
+    old = record(("model=mlp", "model.width=100", "method=none"), 1.0, 1.0, weights=99_400)
     del old["config"]["dataset"]["test_subset"], old["config"]["model"]["start_std"]  # settings that it does not know
     put(tmp_path, old)
     seconds = [
@@ -241,8 +257,8 @@ def test_a_width_that_was_never_trained_is_timed_by_its_weights(tmp_path: Path) 
     ]
     assert seconds == [60.0, pytest.approx(60.0 * (784 * 200 + 2 * 200**2 + 2000) / 99_400)]
     assert collect.expected_seconds(compose(["model=mlp", "method=binary"]), list(finished(tmp_path)), "cuda") is None
-    sparse = {**record(("model=mlp", "model.width=50", "method=sparsevd"), 1.0, 1.0), "weights": 44_700, "seconds": 200.0}
-    put(tmp_path, sparse | {"epochs": 1})
+    sparse = record(("model=mlp", "model.width=50", "method=sparsevd", "train.epochs=1"), 1.0, 1.0, weights=44_700)
+    put(tmp_path, sparse | {"seconds": 200.0})
     wanted = compose(["model=mlp", "model.width=100", "method=sparsevd", "train.epochs=1"])
     assert collect.expected_seconds(wanted, list(finished(tmp_path))) == pytest.approx(200.0 * 99_400 / 44_700)  # by its method
 
@@ -387,7 +403,7 @@ def test_a_sweep_stands_for_a_row_per_value_and_is_drawn_over_it(tmp_path: Path)
     collected = [(row, collect.runs(spec.Report(), replace(row, parent=""))) for row in rows]
     assert [run.config.as_dict()["model"]["width"] for _, planned in collected for run in planned] == [8, 8, 16, 16]
     for _, planned in collected:
-        put(tmp_path, {**record(planned[0].overrides, 4.0, 2.0), "sparsity": 50.0})
+        put(tmp_path, record(planned[0].overrides, 4.0, 2.0))
     for draw in ("width", "depth"):
         drawn = figures.DRAW[draw](evidence_of(collected, tmp_path), [])["png"]
         assert drawn.startswith(b"\x89PNG")
@@ -825,7 +841,7 @@ def test_regularisers_are_drawn_from_what_is_measured(tmp_path: Path) -> None:
     for row in report.rows:
         (run,) = collect.runs(report, row, [f"results_dir={tmp_path}"])
         if row.group != "width=1250":
-            put(tmp_path, {**record(run.overrides, 1.5, 1.0), "layers": [{"sparsity": 0.0, "rate": 0.3}] * 4})
+            put(tmp_path, record(run.overrides, 1.5, 1.0))
         rows.append((row, [run]))
     assert figures.DRAW["regularisers"](evidence_of(rows, tmp_path), [])["png"].startswith(b"\x89PNG")
 

@@ -1,8 +1,9 @@
 """A run that is interrupted, however rudely, ends with the record it would have had."""
 
 import contextlib
-import json
+import dataclasses
 import random
+import shutil
 import signal
 import subprocess
 import time
@@ -10,13 +11,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from conftest import SMALL, start
 
 from svdo import train
 from svdo.cli.compose import compose
 from svdo.config import Config
 from svdo.errors import UserError
-from svdo.runs import Run
+from svdo.runs import Run, checkpoint
 from svdo.train import execute
 
 # 600 steps an epoch: about a second, long enough to hit
@@ -31,7 +33,9 @@ def measured(folder: Path, config: Config | None = None) -> tuple[dict[str, Any]
     epochs = run.epochs()
     for item in (record, *epochs):
         del item["seconds"]
-    del record["core_seconds"], record["provenance"]
+    for key in ("core_seconds", "provenance", "sha256"):
+        del record[key]
+    del record["files"]["metrics.jsonl"]  # it has the seconds
     return record, epochs
 
 
@@ -103,7 +107,8 @@ def test_what_a_killed_process_left_half_written_goes(tmp_path: Path) -> None:
 
 def test_a_record_names_every_origin_of_a_run_that_went_on_elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     config = compose([*SMALL, f"results_dir={tmp_path}", "runtime.threads=1"])
-    origin = {"commit": "first", "threads": 1, "device": "cpu", "started": "then"}
+    origin = {"commit": "1" * 40, "threads": 1, "device": "cpu", "started": "then"}
+    origin |= {"torch": "2", "python": "3", "precision": "fp32", "compile": False, "host_cores": 2}
     monkeypatch.setattr(train.machine, "provenance", lambda runtime, device, started: dict(origin, started=started))
 
     def stopped_after(steps: int) -> None:
@@ -115,14 +120,14 @@ def test_a_record_names_every_origin_of_a_run_that_went_on_elsewhere(tmp_path: P
 
     stopped_after(1)
     stopped_after(1)  # the same origin again is not another one
-    origin |= {"commit": "second"}
+    origin |= {"commit": "2" * 40}
     config.runtime.threads = 2
     stopped_after(0)
     record = Run(tmp_path, config.id).result()
     assert record is not None
-    assert record["provenance"]["commit"] == "second"
+    assert record["provenance"]["commit"] == "2" * 40
     (earlier,) = record["provenance"]["earlier"]
-    assert earlier["commit"] == "first"
+    assert earlier["commit"] == "1" * 40
     assert record["provenance"]["started"] == earlier["started"]
     assert record["seconds"] < record["core_seconds"] < 2 * record["seconds"]
 
@@ -182,20 +187,101 @@ def test_a_waiting_process_takes_over_from_one_that_is_killed(tmp_path: Path, wh
     assert measured(tmp_path) == whole
 
 
-def test_what_was_written_after_the_last_checkpoint_is_said_only_once(tmp_path: Path) -> None:
-    run = Run(tmp_path, "x")
-    with run.open(waiting=lambda _: None):
-        for epoch in (1, 2, 3):
-            run.append({"epoch": epoch})
-        with open(run.folder / "metrics.jsonl", "a") as file:
-            file.write('{"epo')
-        run.forget_epochs_after(2)
-    assert json.dumps(run.epochs()) == '[{"epoch": 1}, {"epoch": 2}]'
-    for damaged in (b'{"epoch": 1}\n', b'{"epo\n{"epoch": 2}\n', b"\xff\n{}\n", b""):
-        (run.folder / "metrics.jsonl").write_bytes(damaged)
+def stopped(config: Config, steps: int) -> Run:
+    """The run after so many steps."""
+    run, stop = Run(config.results_dir, config.id), train.Stop()
+    training = train.Training(config, run, stop)
+    bar = training._bar
+    done = iter(range(steps - 1))
+
+    def counting(total: int) -> Any:
+        found = bar(total)
+        found.update = lambda: None if next(done, None) is not None else setattr(stop, "number", signal.SIGTERM)
+        return found
+
+    training._bar = counting  # type: ignore[method-assign]
+    with run.open(waiting=lambda _: None), pytest.raises(train.Interrupted):
+        training.finish()
+    return run
+
+
+@pytest.mark.parametrize("damage", ["missing", "short", "torn", "longer", "no JSON", "another", "a digit"])
+def test_the_lines_of_the_epochs_come_from_the_checkpoint_whatever_has_become_of_their_file(
+    tmp_path: Path, damage: str, halfway: tuple[Config, Path, Any]
+) -> None:
+    config, folder, whole = halfway
+    shutil.copytree(folder, tmp_path / "results")
+    config = dataclasses.replace(config, results_dir=str(tmp_path / "results"))
+    run = Run(config.results_dir, config.id)
+    content = run.metrics.read_bytes()
+    first, second = content.splitlines(keepends=True)
+    damaged = {
+        "short": first,
+        "torn": first + second[:20],
+        "longer": first + second + second.replace(b'"epoch": 2', b'"epoch": 3'),
+        "no JSON": b"\xff\x00" * 100,
+        "another": second + first,
+        "a digit": content.replace(b'"train_loss": 0', b'"train_loss": 9').replace(b'"train_loss": 2', b'"train_loss": 3'),
+    }
+    run.metrics.unlink()
+    if damage != "missing":
+        assert damaged[damage] != content
+        run.metrics.write_bytes(damaged[damage])
+    assert execute(config)[0] == "done"
+    assert measured(tmp_path, config) == whole
+
+
+@pytest.fixture(scope="module")
+def halfway(tmp_path_factory: pytest.TempPathFactory) -> tuple[Config, Path, Any]:
+    """A run stopped in its third epoch, its results, and what it measures when nothing stops it."""
+    overrides = [*SMALL, "dataset.subset=400", "dataset.test_subset=100", "method=sparsevd", "runtime.progress=false"]
+    places = [tmp_path_factory.mktemp(name) / "results" for name in ("half", "whole")]
+    half, complete = (compose([*overrides, f"results_dir={place}"]) for place in places)
+    stopped(half, 45)
+    execute(complete)
+    return half, places[0], measured(places[1].parent, complete)
+
+
+def test_a_checkpoint_of_before_the_lines_were_in_it_resumes_by_their_file(
+    tmp_path: Path, halfway: tuple[Config, Path, Any]
+) -> None:
+    config, folder, whole = halfway
+    shutil.copytree(folder, tmp_path / "results")
+    config = dataclasses.replace(config, results_dir=str(tmp_path / "results"))
+    run = Run(config.results_dir, config.id)
+    state = checkpoint.load(run.checkpoint)
+    del state["lines"]
+    torch.save(state, run.checkpoint)  # without the run's id, too
+    content = run.metrics.read_bytes()
+    for damaged in (content.splitlines(keepends=True)[0], b'{"epo\n{"epoch": 2}\n', b"\xff\n{}\n", b""):
+        run.metrics.write_bytes(damaged)
         with pytest.raises(UserError, match=r"metrics\.jsonl is damaged"):
-            run.forget_epochs_after(2)
-        assert (run.folder / "metrics.jsonl").read_bytes() == damaged
+            execute(config)
+        assert run.metrics.read_bytes() == damaged
+    run.metrics.write_bytes(content + b'{"epo')
+    assert execute(config)[0] == "done"
+    assert measured(tmp_path, config) == whole
+
+
+def test_another_runs_file_is_refused_before_anything_is_trained(tmp_path: Path, halfway: tuple[Config, Path, Any]) -> None:
+    config, folder, _ = halfway
+    shutil.copytree(folder, tmp_path / "results")
+    config = dataclasses.replace(config, results_dir=str(tmp_path / "results"))
+    run, other = Run(config.results_dir, config.id), dataclasses.replace(config, seed=7)
+    strange = stopped(other, 25)
+    content = strange.checkpoint.read_bytes()
+    shutil.move(strange.folder, tmp_path / "away")
+    before = run.checkpoint.read_bytes()
+    for path in (run.checkpoint, run.snapshot(1)):
+        path.write_bytes(content)
+        with pytest.raises(UserError, match=rf"{path.name} belongs to the run {other.id}"):
+            execute(config)
+        assert path.read_bytes() == content
+        run.checkpoint.write_bytes(before)
+    run.snapshot(1).write_bytes(content[:-9])
+    with pytest.raises(UserError, match=r"epoch-1\.pt is damaged"):
+        execute(config)
+    assert run.result() is None
 
 
 def test_what_a_process_left_that_was_killed_right_after_the_record_goes(tmp_path: Path) -> None:

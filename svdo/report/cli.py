@@ -17,7 +17,7 @@ from ..errors import UserError
 from ..runs import REBUILT, finished
 from ..runs.disk import write_atomically
 from ..train import console
-from . import collect, index, measures, render, spec, watch
+from . import collect, index, measures, render, spec, verify, watch
 from .collect import Evidence, Planned
 
 VERBS = {
@@ -25,6 +25,7 @@ VERBS = {
     "run": "train and measure what is missing",
     "render": "write results/tables/NAME.md, .tex and .csv and results/figures/ from what is kept; all: results/README.md too",
     "check": "our figures beside the published ones, a verdict per cell",
+    "verify": "whether every file of the results is what was written; takes no name",
 }
 ALL = "all"
 TOY = ("dataset.subset=1000", "dataset.test_subset=1000", "train.epochs=1", "results_dir=build/quick")
@@ -43,13 +44,18 @@ def main() -> None:
         epilog="verbs: " + "; ".join(f"{verb}: {text}" for verb, text in VERBS.items()),
     )
     parser.add_argument("verb", choices=list(VERBS))
-    parser.add_argument("name", help=f"one of: {', '.join([ALL, *spec.names()])}")
+    parser.add_argument("name", nargs="?", help=f"one of: {', '.join([ALL, *spec.names()])}")
     parser.add_argument("overrides", nargs="*", help="as for svdo-run, for every run of the table: results_dir=..., seed=...")
     parser.add_argument(
         "--quick", action="store_true", help=f"one seed, the first value of each sweep, {' '.join(TOY)}: shows that all works"
     )
     arguments = parser.parse_intermixed_args()
     with exit_status(), train.signals():
+        if arguments.verb == "verify":
+            _verify(arguments.name or ALL, arguments.overrides)
+            return
+        if arguments.name is None:
+            parser.error(f"{arguments.verb} needs a name, one of: {', '.join([ALL, *spec.names()])}")
         overrides = [*TOY, *arguments.overrides] if arguments.quick else arguments.overrides
         reports = [spec.load(name) for name in (spec.names() if arguments.name == ALL else [arguments.name])]
         if arguments.verb == "render" or (arguments.verb == "run" and any(report.measure for report in reports)):
@@ -69,6 +75,17 @@ def main() -> None:
             _write(index.page(gathered))
         if failed:
             sys.exit(1)
+
+
+def _verify(name: str, overrides: list[str]) -> None:
+    """Look at the whole store, whatever tables need of it; exit with status 2 where something is not right."""
+    overrides = [name, *overrides] if "=" in name else overrides
+    if "=" not in name and name != ALL:
+        raise UserError(f"verify looks at all results; leave out {name}")
+    found = verify.verify(Path(compose(overrides).results_dir).expanduser())
+    print(found, flush=True)
+    if found.wrong:
+        sys.exit(2)
 
 
 def _refuse_to_mix(overrides: list[str]) -> None:

@@ -17,6 +17,7 @@ from ..evaluate import evaluate
 from ..layers import noisy_layers
 from ..runs import REBUILT, Run, copies
 from ..runs.disk import write_atomically
+from ..runs.record import parse
 from .collect import Planned
 
 PIECE = (100, 200)  # outputs and inputs of the first dense layer that are shown
@@ -85,9 +86,12 @@ def load(config: Config) -> dict[str, np.ndarray] | None:
         return None
     try:
         with np.load(path) as kept:
-            return dict(kept)
+            seen = dict(kept)
+        if "record" in seen:
+            parse(str(seen["record"]), config.id)
     except Exception as error:  # a damaged archive can fail anywhere in zipfile, zlib or numpy
         raise UserError(f"{path} cannot be read ({error}); restore it, or delete it to look at the run anew") from None
+    return seen
 
 
 def _counts(values: np.ndarray) -> np.ndarray:

@@ -42,23 +42,36 @@ def load(path: Path, run: str = "", sha256: str = "") -> dict[str, Any]:
             are verified here.
     """
     try:
-        content = path.read_bytes()
-        owner = _owner(content)
-        if run and owner and owner != run:
-            raise UserError(f"{path} belongs to the run {owner}; put this run's own back, or delete it and train the run anew")
-        if sha256 and hashlib.sha256(content).hexdigest() != sha256:
-            raise ValueError("it is not the file that the record was written with")
+        content = read(path, run, sha256)
         state: dict[str, Any] = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
         if not isinstance(state, dict):
             raise TypeError(f"it holds a {type(state).__name__}")
     except UserError:
         raise
+    except Exception as error:  # a damaged archive can fail anywhere in pickle or torch
+        raise _damaged(path, error) from None
+    return state
+
+
+def read(path: Path, run: str = "", sha256: str = "") -> bytes:
+    """The content of a file that ``save`` wrote, its checksums and its owner being right; arguments and errors as ``load``."""
+    try:
+        content = path.read_bytes()
+        owner = _owner(content)
+        if sha256 and hashlib.sha256(content).hexdigest() != sha256:
+            raise ValueError("it is not the file that the record was written with")
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror}") from None
-    except Exception as error:  # a damaged archive can fail anywhere in zipfile, pickle or torch
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise UserError(f"{path} is damaged ({reason}); delete this file and train the run anew") from None
-    return state
+    except Exception as error:  # a damaged archive can fail anywhere in zipfile
+        raise _damaged(path, error) from None
+    if run and owner and owner != run:
+        raise UserError(f"{path} belongs to the run {owner}; put this run's own back, or delete it and train the run anew")
+    return content
+
+
+def _damaged(path: Path, error: Exception) -> UserError:
+    reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+    return UserError(f"{path} is damaged ({reason}); delete this file and train the run anew")
 
 
 def _owner(content: bytes) -> str:

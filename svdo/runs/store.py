@@ -17,6 +17,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -96,9 +97,11 @@ class Run:
         A checkpoint of an older version has none, and ``metrics.jsonl`` is where they are.
 
         Raises:
-            UserError: where the checkpoint, or what an older one needs beside it, is damaged or another run's.
+            UserError: where the checkpoint, a snapshot or what an older checkpoint needs is damaged or another run's.
         """
         state = checkpoint.load(self.checkpoint, self.id)
+        for path in self.snapshots().values():
+            checkpoint.read(path, self.id)  # now, and not when all is trained and they are to be kept with the record
         if "lines" not in state:
             state["lines"] = self._first_lines(state)
         return state
@@ -151,12 +154,13 @@ class Run:
         """Write the record with the hashes of what stays beside it, then drop what only resuming needs.
 
         Raises:
-            UserError: where the record would be refused when it is read.
+            UserError: where the record, or a file that stays beside it, would be refused when it is read.
         """
+        contents = {path.name: checkpoint.read(path, self.id) for path in (self.weights, *self.snapshots().values())}
         if lines:
             self.write_epochs(lines)
-        kept = [path for path in (self.weights, self.metrics, *self.snapshots().values()) if path.exists()]
-        files = {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in kept}
+            contents[self.metrics.name] = self.metrics.read_bytes()
+        files = {name: hashlib.sha256(content).hexdigest() for name, content in contents.items()}
         try:
             sealed = seal({**record, "files": files})
         except ValueError as error:
@@ -200,7 +204,12 @@ def with_weights(results_dir: str | Path, id: str) -> Run | None:
 
 
 def finished(results_dir: str | Path) -> Iterator[Record]:
-    """The records of all runs that are done, by id; raises ``UserError`` where one is damaged."""
+    """The records of all runs that are done, by id; warns of one that is damaged, which stops whoever asks for that run."""
     for folder in sorted((Path(results_dir).expanduser() / "runs").glob("*/")):
-        if record := Run(results_dir, folder.name).result():
+        try:
+            record = Run(results_dir, folder.name).result()
+        except UserError as error:
+            warnings.warn(str(error), stacklevel=2)
+            continue
+        if record is not None:
             yield record
