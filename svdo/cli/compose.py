@@ -25,11 +25,9 @@ from ..config import Config, DatasetConfig, RuntimeConfig, TrainConfig
 from ..errors import UserError, require
 
 CONF = "svdo.conf"
-SWEEPER = "hydra_plugins.svdo.Sweeper"  # what cli/sweep.py registers
 
 T = TypeVar("T")
 
-ConfigStore.instance().store(group="hydra/sweeper", name="svdo", node={"_target_": SWEEPER}, provider="svdo")
 for _name, _cls in methods.METHODS.items():
     _node = OmegaConf.create(asdict(_cls()))  # without types, so that ``_typed`` sees what was written
     for _value in _node.values():

@@ -7,8 +7,10 @@ import os
 import sys
 import warnings
 from collections.abc import Iterator
+from typing import NoReturn
 
 import hydra
+from hydra._internal.utils import get_args_parser
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
 from hydra.types import RunMode
@@ -28,7 +30,19 @@ def main() -> None:
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then raises instead of printing a traceback of its own
     sweep.register()
     with exit_status(), train.signals():
+        _check_flags()
         _hydra_main()
+
+
+def _check_flags() -> None:
+    """Hydra's parser would print a screen of usage beside what is wrong."""
+
+    def refuse(message: str) -> NoReturn:
+        raise UserError(f"{message} (svdo-run --help)")
+
+    parser = get_args_parser()
+    parser.error = refuse  # type: ignore[method-assign]
+    parser.parse_args()
 
 
 @contextlib.contextmanager

@@ -7,6 +7,7 @@ from .devices import (
     device_name,
     device_type,
     has_bf16,
+    import_compiler,
     keep_freed_memory,
     precision,
 )
@@ -21,6 +22,7 @@ __all__ = [
     "device_name",
     "device_type",
     "has_bf16",
+    "import_compiler",
     "keep_freed_memory",
     "memory",
     "precision",

@@ -38,6 +38,9 @@ def preflight(config: Config) -> None:
         batch <= images or not config.train.epochs,
         f"train.batch_size={batch} exceeds the {images} training images; take a smaller batch",
     )
+    if config.pretrained:
+        parent_of(config)
+    machine.import_compiler()
     network = outline(config.model, shape, known.classes)
     require(
         batch > 1 or not any(isinstance(module, _BatchNorm) for module in network.modules()),
@@ -55,8 +58,6 @@ def preflight(config: Config) -> None:
             f"model={config.model.name} with {_short(parameters)} parameters, its noise's too, and train.batch_size={batch}"
             f" takes at least {_short(needed)}B of memory, and {_short(there)}B are there; take a smaller network or batch"
         )
-    if config.pretrained:
-        parent_of(config)
 
 
 def _kept_for_backward(network: nn.Module, x: Tensor) -> int:
