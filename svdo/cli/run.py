@@ -57,7 +57,7 @@ def exit_status() -> Iterator[None]:
         _fail(str(error), 2)
     except (HydraException, OmegaConfBaseException) as error:
         _fail(compose.explain(error), 2)
-    except ValueError as error:
+    except (AttributeError, TypeError, ValueError) as error:
         if not _raised_in_hydra(error):
             raise
         _fail(compose.explain(error), 2)
@@ -72,7 +72,7 @@ def exit_status() -> Iterator[None]:
 
 
 def _raised_in_hydra(error: BaseException) -> bool:
-    """Composition raises some mistakes, such as train=null, as plain ``ValueError``."""
+    """Composition raises some mistakes, such as train=null and train=[1,2], as plain ``ValueError`` or ``TypeError``."""
     trace = error.__traceback__
     while trace is not None and trace.tb_next is not None:
         trace = trace.tb_next

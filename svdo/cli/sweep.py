@@ -11,6 +11,7 @@ from typing import Any
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
+from hydra.core.plugins import Plugins
 from hydra.errors import HydraException
 from omegaconf.errors import OmegaConfBaseException
 
@@ -25,7 +26,8 @@ MAX_JOBS = 10_000
 
 def register() -> None:
     """Give Hydra's sweeper ours in place of its own method: a sweeper beside it would have to be a package of its own."""
-    BasicSweeper.sweep = _sweep  # type: ignore[method-assign]
+    Plugins.instance()  # loads its plugins anew, so the class is another one before
+    sys.modules[BasicSweeper.__module__].BasicSweeper.sweep = _sweep
 
 
 def _sweep(hydra: BasicSweeper, arguments: list[str]) -> None:
