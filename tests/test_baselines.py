@@ -57,6 +57,30 @@ def test_pruning_removes_what_is_small_for_its_layer_a_little_more_each_turn() -
     assert kept[100] == kept[60]
 
 
+@pytest.mark.parametrize(("start", "stop", "rounds"), [(0.3, 0.7, 10), (0.0, 1.0, 1), (0.5, 0.5, 4), (0.1, 0.9, 500)])
+def test_the_turns_of_pruning_come_as_a_walk_through_all_of_them_says(start: float, stop: float, rounds: int) -> None:
+    layer = layer_of("pruning", quality={"*": 2.0}, start=start, stop=stop, rounds=rounds)
+    weight, steps = torch.randn(layer.weight.shape, generator=torch.Generator().manual_seed(1)), 37
+    kept, spread = torch.ones_like(weight, dtype=torch.bool), torch.zeros(())
+    for step in range(steps + 1):
+        for turn in range(1, rounds + 1):
+            due = (start + (stop - start) * (turn - 1) / max(rounds - 1, 1)) * steps
+            if step - 1 < due <= step:
+                spread = weight.std(correction=0) if turn == 1 else spread
+                kept &= weight.abs() >= 2.0 * turn / rounds * spread
+        layer.noise.advance(weight, step, steps)
+        assert torch.equal(layer.noise.mask(weight), kept)
+        weight = weight * kept + 0.01 * torch.randn(weight.shape, generator=torch.Generator().manual_seed(step)) * kept
+    assert 0 < kept.sum() < kept.numel()
+
+
+def test_a_step_of_pruning_takes_no_longer_with_many_turns() -> None:
+    layer = layer_of("pruning", rounds=10**9)
+    for step in range(11):
+        layer.noise.advance(layer.weight.data, step, 10)
+    assert 0 < layer.noise.mask(layer.weight).sum() < layer.weight.numel()
+
+
 def test_a_pruned_weight_stays_removed_and_feels_nothing() -> None:
     layer = layer_of("pruning", quality={"*": 1.0}, start=0.0, stop=0.5, rounds=2)
     svdo.advance(layer, 0, 10)

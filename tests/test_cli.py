@@ -10,8 +10,10 @@ import numpy as np
 import pytest
 import torch
 from conftest import SMALL, Command
+from hydra.core.override_parser.overrides_parser import OverridesParser
 
-from svdo import UserError
+from svdo import UserError, train
+from svdo.cli import sweep
 from svdo.cli.compose import compose
 from svdo.runs import Run
 
@@ -261,6 +263,55 @@ def test_an_override_that_cannot_be_resolved_is_a_mistake(svdo_run: Command, swe
     assert svdo_run(*sweep, *QUICK, "seed=${nope}").returncode == 2
 
 
-def test_a_sweep_with_a_typo_leaves_nothing(svdo_run: Command, tmp_path: Path) -> None:
-    assert svdo_run("-m", *QUICK, "method=none,sparsvd").returncode == 2
+def test_a_sweep_of_nothing_but_typos_leaves_nothing(svdo_run: Command, tmp_path: Path) -> None:
+    done = svdo_run("-m", *QUICK, "method=nne,sparsvd")
+    assert (done.returncode, len(done.stderr.splitlines())) == (2, 1)
+    assert "method=nne is not a choice" in done.stderr
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_typo_in_a_sweep_fails_its_job_and_the_others_train(
+    svdo_run: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "tmp").mkdir()
+    monkeypatch.setenv("TMPDIR", str(tmp_path / "tmp"))
+    done = svdo_run("-m", *QUICK, "train.epochs=0", "method=sparsvd,none", "seed=0,1", "hydra.sweep.dir=.")
+    assert done.returncode == 2
+    lines = done.stdout[done.stdout.rindex("method ") :].splitlines()
+    assert [line.split()[0] for line in lines[2:6]] == ["sparsvd", "sparsvd", "none", "none"]
+    assert "2 done, 0 skipped, 2 failed" in done.stdout
+    assert "sparsvd is not a choice; take one of" in done.stdout
+    assert len(list(tmp_path.rglob("result.json"))) == 2
+    assert not list((tmp_path / "tmp").iterdir())
+
+
+def test_a_sweep_has_a_job_and_not_without_end() -> None:
+    def jobs(*overrides: str) -> list[list[str]]:
+        return sweep.expand(OverridesParser.create().parse_overrides(list(overrides)))
+
+    assert jobs("a=1,2", "b=x", "~c", "a=3,4") == [["a=3", "b=x", "~c"], ["a=4", "b=x", "~c"]]
+    for empty in ("seed=range(0)", "seed=range(5,5)"):
+        with pytest.raises(UserError, match="has no value"):
+            jobs("a=1", empty)
+    for endless in (["seed=range(1000000000)"], ["a=range(200)", "b=range(200)"]):
+        with pytest.raises(UserError, match="at most 10000"):
+            jobs(*endless)
+
+
+UNCOUNTED = {
+    "model.width=1000000000000000000": "more weights than can be counted",
+    "model.width=10000000": "takes at least 6.4 PB of memory",
+    "method.components=1000000000 method=sws": "between 1 and 256",
+    "method.rates={conv9:0.5} method=binary": "no layer is called conv9",
+    "train.batch_size=1000000000000": "exceeds the 200 training images",
+    "runtime.device=nonsense": "cannot be used",
+    "pretrained=nothing": "no finished run",
+}
+
+
+def test_what_cannot_be_trained_leaves_nothing_and_takes_no_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for line, message in UNCOUNTED.items():
+        with pytest.raises(UserError, match=message):
+            train.execute(compose([*QUICK, *line.split()]))
     assert not list(tmp_path.iterdir())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import gzip
 import hashlib
@@ -15,6 +16,9 @@ import socket
 import subprocess
 import sys
 import tarfile
+import threading
+import time
+import urllib.request
 import zipfile
 from pathlib import Path
 from urllib.error import URLError
@@ -23,7 +27,7 @@ import numpy as np
 import pytest
 
 from svdo.data import sources
-from svdo.data.sources import BATCHES, BINARY, FIELDS, IDX, KNOWN
+from svdo.data.sources import BATCHES, BINARY, FIELDS, IDX, KNOWN, UnavailableError
 from svdo.errors import UserError
 
 REAL = Path(os.environ.get("SVDO_TEST_DATA", "~/.cache/svdo/data")).expanduser()
@@ -307,6 +311,42 @@ def test_torchvision_download_is_quiet_and_cannot_hang(tmp_path, small, monkeypa
     assert "fetching fashion_mnist: torchvision download" in err
     assert seen == [sources.SOCKET_SECONDS] * 2
     assert socket.getdefaulttimeout() is None
+
+
+@pytest.mark.skipif(os.name != "posix", reason="the alarm clock is POSIX's")
+@pytest.mark.parametrize("headers", [False, True])
+def test_a_server_that_drips_is_given_up(tmp_path, monkeypatch, headers):
+    monkeypatch.setattr(sources, "SLOW_SECONDS", 1.0)
+    stop = threading.Event()
+    server = socket.create_server(("127.0.0.1", 0))
+
+    def drip():
+        connection, _ = server.accept()
+        connection.recv(10000)
+        connection.sendall(b"HTTP/1.0 200 OK\r\n" + (b"X: " if headers else b"Content-Length: 100000\r\n\r\n"))
+        while not stop.wait(0.02):
+            with contextlib.suppress(OSError):
+                connection.sendall(b"x")
+
+    thread = threading.Thread(target=drip, daemon=True)
+    thread.start()
+
+    def download(root, download):
+        root.mkdir()
+        with urllib.request.urlopen(f"http://127.0.0.1:{server.getsockname()[1]}/") as answer, open(root / "x", "wb") as file:
+            while chunk := answer.read(32 * 1024):
+                file.write(chunk)
+
+    monkeypatch.setattr(sources, "_torchvision", lambda name: download)
+    monkeypatch.setattr(shutil, "which", lambda tool: None)
+    before = time.monotonic()
+    with pytest.raises(UnavailableError, match="bytes in 1 seconds; given up"):
+        sources.load("fashion_mnist", tmp_path)
+    assert time.monotonic() - before < 20
+    assert signal.getsignal(signal.SIGALRM) == signal.SIG_DFL
+    stop.set()
+    thread.join()
+    server.close()
 
 
 @pytest.mark.skipif(os.name != "posix", reason="the stand-in for the client is a shell script")

@@ -28,12 +28,8 @@ from ..train.optimizers import find as find_optimizer
 from . import extensions
 
 CONF = "svdo.conf"
-SWEEPER = "hydra_plugins.svdo.Sweeper"  # what cli/sweep.py registers
 
 T = TypeVar("T")
-
-ConfigStore.instance().store(group="hydra/sweeper", name="svdo", node={"_target_": SWEEPER}, provider="svdo")
-
 
 def register_choices() -> None:
     """Offer every registered class that has no file in ``conf/``: all methods and tasks, and what users have imported."""

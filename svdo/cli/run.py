@@ -7,8 +7,10 @@ import os
 import sys
 import warnings
 from collections.abc import Iterator
+from typing import NoReturn
 
 import hydra
+from hydra._internal.utils import get_args_parser
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
 from hydra.types import RunMode
@@ -30,7 +32,19 @@ def main() -> None:
     with exit_status(), train.signals():
         sys.argv[1:] = extensions.take(sys.argv[1:])
         compose.register_choices()
+        _check_flags()
         _hydra_main()
+
+
+def _check_flags() -> None:
+    """Hydra's parser would print a screen of usage beside what is wrong."""
+
+    def refuse(message: str) -> NoReturn:
+        raise UserError(f"{message} (svdo-run --help)")
+
+    parser = get_args_parser()
+    parser.error = refuse  # type: ignore[method-assign]
+    parser.parse_args()
 
 
 @contextlib.contextmanager
@@ -45,7 +59,7 @@ def exit_status() -> Iterator[None]:
         _fail(str(error), 2)
     except (HydraException, OmegaConfBaseException) as error:
         _fail(compose.explain(error), 2)
-    except ValueError as error:
+    except (AttributeError, TypeError, ValueError) as error:
         if not _raised_in_hydra(error):
             raise
         _fail(compose.explain(error), 2)
@@ -60,7 +74,7 @@ def exit_status() -> Iterator[None]:
 
 
 def _raised_in_hydra(error: BaseException) -> bool:
-    """Composition raises some mistakes, such as train=null, as plain ``ValueError``."""
+    """Composition raises some mistakes, such as train=null and train=[1,2], as plain ``ValueError`` or ``TypeError``."""
     trace = error.__traceback__
     while trace is not None and trace.tb_next is not None:
         trace = trace.tb_next

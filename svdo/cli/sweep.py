@@ -25,39 +25,35 @@ MAX_JOBS = 10_000
 
 
 def register() -> None:
-    """Make ``Sweeper`` known to Hydra, which takes sweepers from the package ``hydra_plugins`` alone."""
-    module, _, Sweeper.__name__ = compose.SWEEPER.rpartition(".")
-    Sweeper.__module__ = module
-    Plugins.instance().register(Sweeper)
+    """Give Hydra's sweeper ours in place of its own method: a sweeper beside it would have to be a package of its own."""
+    Plugins.instance()  # loads its plugins anew, so the class is another one before
+    sys.modules[BasicSweeper.__module__].BasicSweeper.sweep = _sweep
 
 
-class Sweeper(BasicSweeper):
-    """Hydra's own, except that it writes nothing, goes on where a job cannot be composed, and shows what came out."""
+def _sweep(hydra: BasicSweeper, arguments: list[str]) -> None:
+    """Launch the jobs, print the table, and exit with a status where one failed; unlike Hydra's, it writes nothing.
 
-    def sweep(self, arguments: list[str]) -> None:
-        """Launch the jobs, print the table, and exit with a status where one failed.
-
-        Raises:
-            UserError: where no job can be composed, or where there is none.
-        """
-        assert self.config is not None and self.launcher is not None and self.hydra_context is not None
-        loader = self.hydra_context.config_loader
-        jobs = expand(OverridesParser.create(config_loader=loader).parse_overrides(arguments))
-        outcomes: list[Outcome | None] = []
-        for job in jobs:
-            try:
-                loader.load_sweep_config(self.config, job)
-                outcomes.append(None)
-            except (HydraException, OmegaConfBaseException, ValueError) as error:
-                outcomes.append(_refused(job, compose.explain(error)))
-        refused = [outcome for outcome in outcomes if outcome is not None]
-        if len(refused) == len(jobs):
-            raise UserError(refused[0]["message"])
-        for outcome in refused:
-            print(f"svdo: {outcome['label']}: {outcome['message']}", file=sys.stderr, flush=True)
-        launched = [job for job, outcome in zip(jobs, outcomes, strict=True) if outcome is None]
-        done = iter([result.return_value for result in self.launcher.launch(launched, initial_job_idx=0)])
-        _close([outcome or next(done) for outcome in outcomes])
+    Raises:
+        UserError: where no job can be composed, or where there is none.
+    """
+    assert hydra.config is not None and hydra.launcher is not None and hydra.hydra_context is not None
+    loader = hydra.hydra_context.config_loader
+    jobs = expand(OverridesParser.create(config_loader=loader).parse_overrides(arguments))
+    outcomes: list[Outcome | None] = []
+    for job in jobs:
+        try:
+            loader.load_sweep_config(hydra.config, job)
+            outcomes.append(None)
+        except (HydraException, OmegaConfBaseException, ValueError) as error:
+            outcomes.append(_refused(job, compose.explain(error)))
+    refused = [outcome for outcome in outcomes if outcome is not None]
+    if len(refused) == len(jobs):
+        raise UserError(refused[0]["message"])
+    for outcome in refused:
+        print(f"svdo: {outcome['label']}: {outcome['message']}", file=sys.stderr, flush=True)
+    launched = [job for job, outcome in zip(jobs, outcomes, strict=True) if outcome is None]
+    done = iter([result.return_value for result in hydra.launcher.launch(launched, initial_job_idx=0)])
+    _close([outcome or next(done) for outcome in outcomes])
 
 
 def expand(overrides: Iterable[Override]) -> list[list[str]]:

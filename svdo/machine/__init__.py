@@ -6,6 +6,7 @@ from .devices import (
     device_name,
     device_type,
     has_bf16,
+    import_compiler,
     precision,
     prepare_process,
 )
@@ -19,6 +20,7 @@ __all__ = [
     "device_name",
     "device_type",
     "has_bf16",
+    "import_compiler",
     "memory",
     "precision",
     "prepare_process",

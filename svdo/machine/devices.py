@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import functools
+import importlib
 import os
 import platform
 import shutil
@@ -79,6 +80,16 @@ def keep_freed_memory() -> None:
         libc = ctypes.CDLL(None)
         libc.mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
         libc.mallopt(M_MMAP_THRESHOLD, 2**30)
+
+
+def import_compiler() -> None:
+    """What torch's optimizers would import in any case, without the cache folder that it makes in the temporary one then."""
+    variable = "TORCHINDUCTOR_CACHE_DIR"
+    given = os.environ.get(variable)
+    os.environ[variable] = given or tempfile.gettempdir()  # which is there already
+    importlib.import_module("torch._dynamo")
+    if given is None:
+        del os.environ[variable]
 
 
 def compute_exactly() -> None:

@@ -30,11 +30,11 @@ def preflight(config: Config) -> None:
     """
     assert isinstance(config.dataset, Dataset)
     device = machine.device(config.runtime)
+    if config.pretrained:
+        parent_of(config)
     known = config.dataset.outline()
     if known is not None:
         check_fit(config, *known, device)
-    if config.pretrained:
-        parent_of(config)
 
 
 def check_fit(config: Config, data: DataSpec, examples: int, device: torch.device) -> None:
@@ -50,6 +50,7 @@ def check_fit(config: Config, data: DataSpec, examples: int, device: torch.devic
         batch <= examples or not config.train.epochs,
         f"train.batch_size={batch} exceeds the {examples} training examples; take a smaller batch",
     )
+    machine.import_compiler()
     network = outline(config.model, data)
     require(
         batch > 1 or not any(isinstance(module, _BatchNorm) for module in network.modules()),
