@@ -11,7 +11,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from .data import Split
 from .errors import require
-from .layers import sampling
+from .layers import check_module, sampling
 
 ECE_BINS = 15
 CHUNK = 500  # larger chunks leave the cache on CPUs and gain nothing on GPUs at these image sizes
@@ -97,7 +97,9 @@ def reestimate_batch_norm(model: nn.Module, batches: Iterable[Tensor]) -> bool:
         UserError: where there are no batches, or one is no tensor; the statistics then stay what they were, as they do when
             the model fails.
     """
+    check_module("reestimate_batch_norm", model)
     require(not isinstance(batches, Tensor), "batches is one tensor; give a list of batches")
+    require(isinstance(batches, Iterable), f"batches is a {type(batches).__name__}; give a list of batches")
     norms = [module for module in model.modules() if isinstance(module, _BatchNorm) and module.track_running_stats]
     if not norms:
         return False

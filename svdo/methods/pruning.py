@@ -10,36 +10,28 @@ Published: LeNet-300-100 from 1.64 to 1.59 % error and LeNet-5 from 0.80 to 0.77
 from dataclasses import dataclass, field
 from typing import ClassVar
 
-import torch
 from torch import Tensor
 
 from ..config import check_mapping
 from ..errors import require
-from ..layers import Noise, NoisyLayer
+from ..layers import NoisyLayer
 from ..math import schedule
-from .base import Method, check_phase, method, of_layer
+from .base import Method, Removal, check_phase, method, of_layer
 
 
-class Magnitude(Noise):
+class Magnitude(Removal):
     """A mask that shrinks at the given shares of training; a removed weight stays removed."""
 
-    random: ClassVar[bool] = False
+    spread: Tensor
 
     def __init__(self, layer: NoisyLayer, settings: "Pruning", quality: float) -> None:
-        super().__init__()
+        super().__init__(layer)
         self.settings, self.quality = settings, quality
-        self.kept: Tensor
-        self.spread: Tensor
-        self.register_buffer("kept", torch.ones_like(layer.weight, dtype=torch.bool))
-        self.register_buffer("spread", layer.weight.new_zeros(()))
+        self.register_buffer("spread", layer.theta.new_zeros(()))
 
     def posterior(self, weight: Tensor) -> tuple[Tensor, None]:
         """The surviving weights; nothing is random."""
-        return weight * self.kept, None
-
-    def mask(self, weight: Tensor) -> Tensor:
-        """What has not been removed."""
-        return self.kept
+        return weight * self.mask(weight), None
 
     def advance(self, weight: Tensor, step: int, steps: int) -> None:
         """Remove |w| < q turn / rounds std(w), with the standard deviation that the layer had at the first turn."""
@@ -48,7 +40,7 @@ class Magnitude(Noise):
             if schedule.reached(start + (stop - start) * (turn - 1) / max(rounds - 1, 1), step, steps):
                 if turn == 1:
                     self.spread.copy_(weight.std(correction=0))
-                self.kept &= weight.abs() >= self.quality * turn / rounds * self.spread
+                self.keep(self.mask(weight) & (weight.abs() >= self.quality * turn / rounds * self.spread))
 
 
 @method
