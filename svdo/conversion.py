@@ -112,8 +112,8 @@ def plain(module: nn.Module) -> nn.Module:
     """
     check_module("plain", module)
     result = _copy(module)
-    for _, layer in list(noisy_layers(result)):
-        layer.weight = nn.Parameter(layer.pruned_weight().detach().clone(), layer.theta.requires_grad)
+    for (_, layer), (_, original) in zip(list(noisy_layers(result)), noisy_layers(module), strict=True):
+        layer.weight = nn.Parameter(original.pruned_weight().detach().clone(), layer.theta.requires_grad)
         layer.__class__ = _plain_kind(layer)
         del layer.noise
         for key in ("draws", "variance_dtype", "called"):

@@ -89,6 +89,10 @@ class Noise(nn.Module):
         Called before each training step, with ``step`` of all ``steps`` done, and once more when all are.
         """
 
+    def __setattr__(self, name: str, value: Any) -> None:
+        super().__setattr__(name, value)
+        memory.changed()
+
     def get_extra_state(self) -> Tensor:
         """Method and settings, as bytes in a tensor."""
         return settings.encode(self.settings_text)
@@ -140,6 +144,29 @@ class _AddNoise(torch.autograd.Function):
     def backward(ctx: FunctionCtx, *grad_outputs: Tensor) -> tuple[Tensor, Tensor]:
         (half_zeta_over_deviation,) = ctx.saved_tensors  # type: ignore[attr-defined]
         return grad_outputs[0], grad_outputs[0] * half_zeta_over_deviation
+
+
+class _Thresholded(torch.autograd.Function):
+    """theta where the mask holds, else 0, as remembered, with the gradient of that: no pass over all weights."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(theta: Tensor, mask: Tensor, weight: Tensor) -> Tensor:
+        return weight.detach()
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        ctx.save_for_backward(inputs[1])
+        ctx.save_for_forward(inputs[1])
+
+    @staticmethod
+    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor, None, None]:
+        return torch.where(ctx.saved_tensors[0], grad_outputs[0], 0.0), None, None
+
+    @staticmethod
+    def jvp(ctx: Any, *tangents: Tensor) -> Tensor:
+        return torch.where(ctx.saved_tensors[0], tangents[0], 0.0)
 
 
 class NoisyLayer(nn.Module):
@@ -227,12 +254,15 @@ class NoisyLayer(nn.Module):
 
         What is written through ``.data`` in evaluation mode cannot be seen; ``eval()`` afterwards makes it count.
         """
-        kept = memory.recall(self)
+        kept = memory.recall(self, THRESHOLDS.get())
         if kept is None:
             return self._masked(self.noise.mask(self.theta))
         if kept.mask is None:
             return self.theta
-        return self._masked(kept.mask) if torch.is_grad_enabled() and self.theta.requires_grad else kept.weight
+        if not (torch.is_grad_enabled() and self.theta.requires_grad):
+            return kept.weight
+        weight: Tensor = _Thresholded.apply(self.theta, kept.mask, kept.weight)
+        return weight
 
     def _masked(self, mask: Tensor | None) -> Tensor:
         return self.theta if mask is None else torch.where(mask, self.theta, 0.0)

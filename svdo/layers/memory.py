@@ -1,8 +1,8 @@
 """What evaluation remembers of a layer from one pass to the next: its mask, and its weight with zeros where that removes.
 
-A mask costs many times what a small product does. It is remembered with the identity, version and place of every tensor, and
-the identity of every attribute, that it was computed from, and with the number of optimizer steps taken anywhere in the
-process: fused optimizers write past the versions. Nothing of it is part of the module, its copies, pickles and states.
+A mask costs many times what a small product does. It is remembered with the identity, version and place of every tensor that it
+was computed from, until any optimizer makes a step, fused ones writing past the versions, or an attribute of a noise is set.
+Nothing of it is part of the module, its copies, pickles and states.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 class Kept(NamedTuple):
     """A layer's mask (None: it removes nothing) and thresholded weight, and what they hold for."""
 
-    stamp: tuple[Any, ...]
+    stamp: list[Any]
     sources: list[Any]  # whose identities stand in the stamp: none may be freed and its identity taken by another
     mask: Tensor | None
     weight: Tensor
@@ -32,24 +32,25 @@ class Kept(NamedTuple):
 
 
 _KEPT: WeakKeyDictionary[NoisyLayer, Kept] = WeakKeyDictionary()
-_STEPS = itertools.count(1)
-_step = 0
+_numbers = itertools.count(1)
+_changes = 0
 
 
-def _count_step(*_: Any) -> None:
-    global _step
-    _step = next(_STEPS)
+def changed(*_: Any) -> None:
+    """Have every layer of the process compute anew: an optimizer has made a step, or a noise's attribute was set."""
+    global _changes
+    _changes = next(_numbers)
 
 
-register_optimizer_step_post_hook(_count_step)
+register_optimizer_step_post_hook(changed)
 
 
 def forget(layer: NoisyLayer) -> None:
-    """Have the next pass compute anew."""
+    """Have the layer's next pass compute anew."""
     _KEPT.pop(layer, None)
 
 
-def recall(layer: NoisyLayer) -> Kept | None:
+def recall(layer: NoisyLayer, thresholds: object) -> Kept | None:
     """What holds for the layer as it is now; None inside a trace or a transform, where nothing may be remembered.
 
     Raises:
@@ -58,12 +59,12 @@ def recall(layer: NoisyLayer) -> Kept | None:
     theta = layer.theta
     if torch.compiler.is_compiling() or torch._C._is_tracing() or type(theta) is not nn.Parameter or theta.is_meta:
         return None
-    sources = _sources(layer.noise)
+    sources = [theta, thresholds, *_tensors(layer._modules["noise"])]
     try:
-        stamp = _stamp(theta, sources, layer.noise.threshold)
+        stamp = _stamp(sources)
         kept = _KEPT.get(layer)
         if kept is None or kept.stamp != stamp:
-            kept = _made(layer, stamp, [theta, *sources])
+            kept = _made(layer, stamp, sources)
             kept.weight.data_ptr()
             _KEPT[layer] = kept
     except RuntimeError:  # tensors of inference mode have no version, those inside torch.func's transforms no place
@@ -77,30 +78,26 @@ def recall(layer: NoisyLayer) -> Kept | None:
     return kept
 
 
-def _sources(noise: nn.Module) -> list[Any]:
-    """All that a mask may be computed from beside the weight."""
-    parts = noise.modules() if noise._modules else (noise,)
-    found: list[Any] = []
-    for part in parts:
-        found += part.__dict__.values()
-        found += part._parameters.values()
-        found += part._buffers.values()
+def _tensors(noise: nn.Module | None) -> list[Tensor | None]:
+    """Every tensor that a mask may be computed from beside the weight."""
+    assert noise is not None
+    if noise._modules:
+        return [*noise.parameters(), *noise.buffers()]
+    return [*noise._parameters.values(), *noise._buffers.values()]
+
+
+def _stamp(sources: list[Any]) -> list[Any]:
+    found: list[Any] = [_changes]
+    for source in sources:
+        found.append(id(source))
+        if isinstance(source, Tensor):
+            found += (source._version, source.data_ptr())
+    if sources[0].is_cuda:  # what one stream has written another may not see yet
+        found.append(torch.cuda.current_stream(sources[0].device))
     return found
 
 
-def _stamp(theta: Tensor, sources: list[Any], threshold: float | None) -> tuple[Any, ...]:
-    tensors = [theta, *(source for source in sources if isinstance(source, Tensor))]
-    stream = torch.cuda.current_stream(theta.device) if theta.is_cuda else None  # what one has written another may not see yet
-    return (
-        _step,
-        threshold,
-        stream,
-        *map(id, sources),
-        *((id(tensor), tensor._version, tensor.data_ptr()) for tensor in tensors),
-    )
-
-
-def _made(layer: NoisyLayer, stamp: tuple[Any, ...], sources: list[Any]) -> Kept:
+def _made(layer: NoisyLayer, stamp: list[Any], sources: list[Any]) -> Kept:
     theta = layer.theta
     with torch.inference_mode(False), torch.no_grad():
         mask = layer.noise.mask(theta)
