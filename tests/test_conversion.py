@@ -329,7 +329,7 @@ def test_float16_autocast_learns_like_float32() -> None:
 
 def test_a_weight_that_a_hook_makes_is_refused() -> None:
     net = nn.Sequential(nn.utils.spectral_norm(nn.Linear(3, 3)), nn.Linear(3, 3))
-    with pytest.raises(UserError, match="layer 0 is a torch.nn.Linear whose weight a hook"):
+    with pytest.raises(UserError, match=r"layer 0 is a torch\.nn\.Linear whose weight a hook"):
         svdo.convert(net, "sparsevd")
     assert kinds(svdo.convert(net, "sparsevd", exclude=["0"])) == ["Linear", "NoisyLinear"]
     net(torch.randn(2, 3))  # leaves a computed weight behind, which torch cannot copy
@@ -340,7 +340,7 @@ def test_a_weight_that_a_hook_makes_is_refused() -> None:
 def test_a_layer_with_a_forward_of_its_own_is_refused() -> None:
     net = nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 3))
     net[0].forward = lambda x: F.linear(x, net[0].weight)  # type: ignore[method-assign]
-    with pytest.raises(UserError, match="layer 0 is a torch.nn.Linear with a forward of its own, which cannot be converted"):
+    with pytest.raises(UserError, match=r"layer 0 is a torch\.nn\.Linear with a forward of its own, which cannot be converted"):
         svdo.convert(net, "sparsevd")
     assert kinds(svdo.convert(net, "sparsevd", exclude="0")) == ["Linear", "NoisyLinear"]
 

@@ -1,4 +1,4 @@
-"""The weight that evaluation uses: the same wherever it is read, fresh after every change, with true zeros; and states' settings."""
+"""The weight that evaluation uses: the same wherever it is read, fresh after every change; what states and refusals say."""
 
 from __future__ import annotations
 
@@ -272,10 +272,14 @@ CHANGED_AFTERWARDS = {
 @pytest.mark.filterwarnings("ignore:.*weight_norm.*deprecated")
 @pytest.mark.parametrize("change", CHANGED_AFTERWARDS)
 def test_a_weight_that_stops_being_a_parameter_is_said(change: str) -> None:
-    model = network()
-    with pytest.raises(UserError, match="parameter"):
+    model = network().train()
+
+    def change_and_go_on() -> None:
         CHANGED_AFTERWARDS[change](model[3])
         svdo.plain(model)
+
+    with pytest.raises(UserError, match="parameter"):
+        change_and_go_on()
 
 
 class Scaled(nn.Linear):
