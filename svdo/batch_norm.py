@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from .errors import require
+from .layers import check_module
 
 
 @torch.no_grad()
@@ -24,7 +25,9 @@ def reestimate_batch_norm(model: nn.Module, batches: Iterable[Tensor]) -> bool:
         UserError: where there are no batches, or one is no tensor; the statistics then stay what they were, as they do when
             the model fails.
     """
+    check_module("reestimate_batch_norm", model)
     require(not isinstance(batches, Tensor), "batches is one tensor; give a list of batches")
+    require(isinstance(batches, Iterable), f"batches is a {type(batches).__name__}; give a list of batches")
     norms = [module for module in model.modules() if isinstance(module, _BatchNorm) and module.track_running_stats]
     if not norms:
         return False

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-import warnings
+import math
 from collections.abc import Iterable
-from fnmatch import fnmatchcase
 from typing import Any
 
 import torch
@@ -14,10 +13,9 @@ from torch import nn
 
 from .config import check_part
 from .errors import UserError, require
-from .layers import NOISY, Noise, NoisyLayer, noisy_layers, warn_of_uncalled, weight_layers
+from .layers import NOISY, Noise, NoisyLayer, check_module, choice, noisy_layers, warn_of_uncalled
+from .layers.settings import text as settings_text
 from .methods import Method, find
-
-NARROW = (torch.float16, torch.bfloat16)
 
 
 def convert(
@@ -33,25 +31,30 @@ def convert(
     Args:
         module: any network; it is not changed, the result is a converted copy in the same mode.
         method: a method's name ("sparsevd", "vd_b", "binary", ...) or a ``Method`` with its settings.
-        include: shell patterns of the dotted names of layers, or of modules around them, to convert.
+        include: shell patterns of the dotted names of layers, or of modules around them, to convert; a list, or one string
+            with commas between them.
         exclude: such patterns of what to leave plain; it wins over ``include``.
         **settings: the method's fields, where ``method`` is a name, such as ``threshold=2.5`` or ``rates={"fc*": 0.3}``.
 
     Returns:
         The converted copy. Train it with ``cross_entropy(model(x), y) + kl_weight * svdo.kl(model) / n_train``, in training
         mode. Other kinds of layers stay as they are; frozen ones are converted, too (exclude them). ``state_dict`` has
-        parameters and masks, not the settings: load it into a network converted with the same ones. Noisy training passes
-        can be differentiated once, not twice nor by ``torch.func``.
+        parameters, masks and, in each ``noise._extra_state``, method and settings: it loads into a network converted with the
+        same ones, and any other is refused. Noisy training passes can be differentiated once, not twice nor by ``torch.func``.
+        In evaluation a layer's ``weight`` is the thresholded one, also where it is read without calling the layer; its
+        parameter is ``theta``.
 
     Raises:
-        UserError: on an unknown method, field or value; on a layer that is noisy already or in half precision (convert in
-            float32 and train under autocast); where no layer matches, or none matches one of the patterns given; or on a
-            layer whose behaviour a noisy one would silently drop (exclude it): a subclass of Linear or Conv2d, one with a
-            forward of its own, a weight made by a hook.
+        UserError: on an unknown method, field or value; on a layer that is noisy already; where no layer matches, or none
+            matches one of the patterns given; or on layers that cannot be converted, all at once, with an ``exclude`` to
+            paste: half precision (convert in float32 and train under autocast), complex or lazy ones, and those whose
+            behaviour a noisy one would silently drop: a subclass of Linear or Conv2d, one with a forward of its own, a
+            weight made by a hook, a parametrization or ``torch.nn.utils.prune``.
 
     Warns:
-        Where most of a layer's weights start as removed, and where a layer shares its weight with another: each then
-            has its own noise and its own removal, and the KL counts the weight twice.
+        Of the kinds of layer with weights that stay dense, with their share; where most of a layer's weights start as
+            removed; and where a layer shares its weight with another: each then has its own noise and its own removal,
+            and the KL counts the weight twice.
     """
     require(isinstance(module, nn.Module), f"convert takes a torch.nn.Module, not a {type(module).__name__}")
     if isinstance(method, str):
@@ -67,29 +70,29 @@ def convert(
     check_part("method", method)
     if any(noisy_layers(module)):
         raise UserError("the module has noisy layers already; convert the plain network")
-    include, exclude = (_patterns(key, value) for key, value in (("include", include), ("exclude", exclude)))
+    include, exclude = choice.patterns("include", include), choice.patterns("exclude", exclude)
+    choice.choose(module, NOISY, include, exclude)  # before the copy, which some of what is refused would not survive
     converted = _copy(module)
-    layers = _named(converted)
-    require(bool(layers), "no Linear or Conv2d layer in the module")
-    choices = ", ".join(names[0] for names, _ in layers)
-    for key, pattern in (*(("include", pattern) for pattern in include), *(("exclude", pattern) for pattern in exclude)):
-        found = any(_matches(names, [pattern]) for names, _ in layers)
-        require(found, f"{key}={pattern} matches no Linear or Conv2d layer; take names or patterns of: {choices}")
-    chosen = {names[0]: layer for names, layer in layers if _matches(names, include) and not _matches(names, exclude)}
-    require(bool(chosen), "no Linear or Conv2d layer of the module matches include and exclude")
-    candidates = {name: _noisy(layer, name) for name, layer in chosen.items()}
+    candidates: dict[str, NoisyLayer] = {}
+    for name, layer in choice.choose(converted, NOISY, include, exclude).items():
+        # In place: whatever refers to the layer, a list for one, goes on doing so.
+        layer.__class__ = NOISY[type(layer)]  # type: ignore[assignment]
+        candidates[name] = layer  # type: ignore[assignment]
     method.check_patterns(candidates)
     with torch.random.fork_rng(devices=[]):
         noises = method.noises(candidates)
-    for name, layer in candidates.items():
+    described = settings_text(method.name, method.chosen())
+    for name, noisy in candidates.items():
         noise = noises[name]
         if noise is None:
-            layer.__class__ = _plain_kind(layer)
+            noisy.__class__ = _plain_kind(noisy)
         else:
-            layer.noise = noise.to(device=layer.weight.device, dtype=layer.weight.dtype)
-            layer.noise.train(layer.training)
-    _warn_of_removed(noisy_layers(converted))
-    _warn_of_shared(converted)
+            noise.settings_text = described
+            noisy.noise = noise.to(device=noisy.theta.device, dtype=noisy.theta.dtype)
+            noisy.noise.train(noisy.training)
+    choice.warn_of_removed(noisy_layers(converted))
+    choice.warn_of_shared(converted)
+    choice.warn_of_dense(converted, exclude)
     for part in converted.modules():
         if isinstance(part, nn.TransformerEncoderLayer) and any(noisy_layers(part)):
             part.activation_relu_or_gelu = 0  # torch's fast path of evaluation would read the weights past the layers
@@ -107,13 +110,13 @@ def plain(module: nn.Module) -> nn.Module:
         ``evaluation_weights``, 0 where removed; a weight that several layers share comes apart. The methods' noise is gone
         from it, in training mode too.
     """
-    warn_of_uncalled(module)
+    check_module("plain", module)
     result = _copy(module)
-    for _, layer in list(noisy_layers(result)):
-        layer.weight = nn.Parameter(layer.pruned_weight().detach().clone(), layer.weight.requires_grad)
+    for (_, layer), (_, original) in zip(list(noisy_layers(result)), noisy_layers(module), strict=True):
+        layer.weight = nn.Parameter(original.pruned_weight().detach().clone(), layer.theta.requires_grad)
         layer.__class__ = _plain_kind(layer)
         del layer.noise
-        for key in ("sampling", "variance_dtype", "called"):
+        for key in ("draws", "variance_dtype", "called"):
             vars(layer).pop(key, None)
     return result
 
@@ -121,78 +124,17 @@ def plain(module: nn.Module) -> nn.Module:
 def _copy(module: nn.Module) -> nn.Module:
     try:
         return copy.deepcopy(module)
-    except RuntimeError as error:
+    except (AttributeError, RuntimeError, TypeError) as error:
+        made = [
+            name
+            for name, part in module.named_modules()
+            if any(isinstance(value, torch.Tensor) and value.grad_fn is not None for value in vars(part).values())
+        ]
+        reason = f"layer {', '.join(made)} holds a weight made by a hook" if made else str(error).splitlines()[0]
         raise UserError(
-            f"the network cannot be copied: {str(error).splitlines()[0]}. A weight made by a hook, as by"
-            " torch.nn.utils.weight_norm, is one reason; take torch.nn.utils.parametrizations instead"
+            f"the network cannot be copied: {reason}. Where torch.nn.utils.prune made it, prune.remove makes it a parameter"
+            " again; for torch.nn.utils.weight_norm and spectral_norm take torch.nn.utils.parametrizations instead"
         ) from error
-
-
-def _patterns(key: str, value: str | Iterable[str]) -> tuple[str, ...]:
-    patterns = (value,) if isinstance(value, str) else tuple(value) if isinstance(value, Iterable) else (value,)
-    require(all(isinstance(part, str) for part in patterns), f"{key}={value!r} must be a pattern or a list of patterns")
-    return patterns
-
-
-def _warn_of_removed(layers: Iterable[tuple[str, NoisyLayer]]) -> None:
-    """Where noise drowns a layer from the start, evaluation has lost it; under ``train_clip`` training may not find it."""
-    drowned = []
-    for name, layer in layers:
-        mask = None if layer.noise.threshold is None or layer.weight.is_meta else layer.noise.mask(layer.weight)
-        if mask is not None and 2 * int(mask.sum()) < mask.numel():
-            drowned.append(name or "the module")
-    if drowned:
-        warnings.warn(
-            f"most weights are removed from the start, being small beside their noise, in: {', '.join(drowned)};"
-            " lower log_sigma2, or leave these out with exclude",
-            stacklevel=3,
-        )
-
-
-def _warn_of_shared(module: nn.Module) -> None:
-    noisy = {id(layer.weight): name for name, layer in noisy_layers(module)}
-    for name, part in module.named_modules():
-        for key, parameter in part.named_parameters(recurse=False):
-            converted = noisy.get(id(parameter))
-            if converted is not None and name != converted:
-                warnings.warn(
-                    f"{name}.{key} is also the weight of {converted}: noise and removal are each layer's own, and a KL and a"
-                    " compression count it once per layer; leave both out with exclude",
-                    stacklevel=3,
-                )
-
-
-def _named(module: nn.Module) -> list[tuple[list[str], nn.Linear | nn.Conv2d]]:
-    """Every Linear and Conv2d with all its names: a module may be registered under several."""
-    names: dict[int, list[str]] = {}
-    for name, part in module.named_modules(remove_duplicate=False):
-        names.setdefault(id(part), []).append(name)
-    return [(names[id(layer)], layer) for _, layer in weight_layers(module)]
-
-
-def _matches(names: Iterable[str], patterns: Iterable[str]) -> bool:
-    """Whether a pattern matches one of a layer's names or the name of a module around it."""
-    parts = (name.split(".") for name in names)
-    around = {".".join(part[:length]) for part in parts for length in range(1, len(part) + 1)}
-    return any(fnmatchcase(name, pattern) for name in around for pattern in patterns)
-
-
-def _noisy(layer: nn.Linear | nn.Conv2d, name: str) -> NoisyLayer:
-    """The layer itself, made noisy in place: whatever refers to it, a list of layers for one, goes on doing so."""
-    where, kind = f"layer {name}" if name else "the module", type(layer).__name__
-    if "weight" not in layer._parameters:
-        kind += " whose weight a hook makes"
-    elif "forward" in vars(layer):
-        kind += " with a forward of its own"
-    if type(layer) not in NOISY or kind != type(layer).__name__:
-        raise UserError(f"{where} is a {kind}, which cannot be converted; exclude it by name")
-    require(
-        layer.weight.dtype not in NARROW,
-        f"{where} is in {str(layer.weight.dtype).removeprefix('torch.')}, too narrow for the noise and its KL to learn;"
-        " convert in float32 and train under torch.autocast",
-    )
-    layer.__class__ = NOISY[type(layer)]  # type: ignore[assignment]
-    return layer  # type: ignore[return-value]
 
 
 def _plain_kind(layer: nn.Module) -> Any:
@@ -204,6 +146,8 @@ def kl(module: nn.Module) -> torch.Tensor:
 
     For a mean cross-entropy over minibatches add ``kl_weight * kl(module) / n_train`` to the loss.
     """
+    check_module("kl", module)
+    warn_of_uncalled(module)
     terms = [layer.kl() for _, layer in noisy_layers(module)]
     if not terms:
         return torch.zeros((), device=next((p.device for p in module.parameters()), None))
@@ -222,6 +166,10 @@ def parameter_groups(module: nn.Module, lr: float, weight_decay: float = 0.0) ->
         Groups with the keys ``params``, ``lr``, ``weight_decay``, and two that tell them apart: ``noise``, whether these are
         noise parameters, and ``scale``, their multiple of ``lr``.
     """
+    check_module("parameter_groups", module)
+    for key, value in (("lr", lr), ("weight_decay", weight_decay)):
+        number = isinstance(value, int | float) and not isinstance(value, bool) and 0.0 <= value < math.inf
+        require(number, f"parameter_groups: {key}={value!r} must be a number that is not negative")
     scales = {
         id(p): part.learning_rates.get(name.rpartition(".")[2], 1.0)
         for part in module.modules()
@@ -256,7 +204,11 @@ def advance(module: nn.Module, step: int, steps: int) -> None:
     Raises:
         UserError: where ``step`` does not lie between 0 and ``steps``.
     """
+    check_module("advance", module)
+    for key, value in (("step", step), ("steps", steps)):
+        require(isinstance(value, int), f"advance: {key}={value!r} must be a whole number")
     require(0 <= step <= steps, f"advance: step {step} of {steps} is out of range; it must lie between 0 and {steps}")
+    warn_of_uncalled(module)
     with torch.no_grad():
         for _, layer in noisy_layers(module):
-            layer.noise.advance(layer.weight, step, steps)
+            layer.noise.advance(layer.theta, step, steps)

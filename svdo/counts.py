@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import heapq
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from .errors import require
-from .layers import NoisyLayer, noisy_layers, warn_of_uncalled, weight_layers
+from .layers import THRESHOLDS, NoisyLayer, check_module, noisy_layers, weight_layers
+from .layers.choice import all_weights
 
 
 @dataclass(frozen=True)
@@ -37,11 +38,12 @@ class LayerSparsity:
 
 def masks(module: nn.Module) -> dict[str, Tensor]:
     """For each noisy layer, by dotted name, a boolean tensor of its weight's shape: True where the weight is kept."""
+    check_module("masks", module)
     with torch.no_grad():
         found = {}
         for name, layer in noisy_layers(module):
-            mask = layer.noise.mask(layer.weight)
-            found[name] = torch.ones_like(layer.weight, dtype=torch.bool) if mask is None else mask
+            mask = layer.noise.mask(layer.theta)
+            found[name] = torch.ones_like(layer.theta, dtype=torch.bool) if mask is None else mask
         return found
 
 
@@ -49,31 +51,30 @@ def masks(module: nn.Module) -> dict[str, Tensor]:
 def at_threshold(module: nn.Module, threshold: float) -> Iterator[None]:
     """Within, a weight is removed where its log alpha is at least ``threshold``; layers that remove none by log alpha stay.
 
-    Raises ``UserError`` where ``threshold`` is no number; infinite ones keep or remove everything.
+    It holds for this thread (and asyncio task) alone. Raises ``UserError`` where ``threshold`` is no number; infinite ones
+    keep or remove everything.
     """
-    require(not math.isnan(threshold), "at_threshold: nan is no threshold of log alpha")
+    check_module("at_threshold", module)
+    number = isinstance(threshold, int | float) and not isinstance(threshold, bool) and not math.isnan(threshold)
+    require(number, f"at_threshold: {threshold!r} is no threshold of log alpha")
     noises = [layer.noise for _, layer in noisy_layers(module) if layer.noise.threshold is not None]
-    before = [noise.threshold for noise in noises]
+    token = THRESHOLDS.set({**THRESHOLDS.get(), **dict.fromkeys(noises, float(threshold))})
     try:
-        for noise in noises:
-            noise.threshold = threshold
         yield
     finally:
-        for noise, value in zip(noises, before, strict=True):
-            noise.threshold = value
+        THRESHOLDS.reset(token)
 
 
 def sparsity(module: nn.Module) -> list[LayerSparsity]:
     """Weights, surviving weights and units of every Linear and Conv2d layer, noisy or plain, in definition order.
 
     Other weights (convolutions in one or three dimensions and transposed ones, embeddings, recurrent layers, an attention's
-    ``in_proj_weight``) are not counted. Warns where a noisy layer has never been called while others have: what it is said to
-    have lost, the network still uses.
+    ``in_proj_weight``) are not counted; ``compression`` of the module has them.
 
     Raises:
         UserError: on a lazy layer that no pass has given its shape yet.
     """
-    warn_of_uncalled(module)
+    check_module("sparsity", module)
     weights = evaluation_weights(module)
     kept = [weight.flatten(2).count_nonzero(2) if weight.dim() > 2 else weight != 0 for weight in weights.values()]
     groups = [getattr(layer, "groups", 1) for _, layer in weight_layers(module)]
@@ -91,17 +92,38 @@ def evaluation_weights(module: nn.Module) -> dict[str, Tensor]:
 
     Raises ``UserError`` on a lazy layer whose weight no pass has made yet.
     """
+    check_module("evaluation_weights", module)
     for name, layer in weight_layers(module):
-        require(not is_lazy(layer.weight), f"layer {name} has no weight yet; run a batch through the network first")
+        lazy = is_lazy(layer._parameters.get("weight"))  # type: ignore[arg-type]
+        require(not lazy, f"layer {name} has no weight yet; run a batch through the network first")
     return {
         name: (layer.pruned_weight() if isinstance(layer, NoisyLayer) else layer.weight).detach()
         for name, layer in weight_layers(module)
     }
 
 
-def compression(layers: list[LayerSparsity]) -> float:
-    """|W| / |W != 0| over the layers that ``sparsity`` counts; infinite where nothing is left."""
-    weights, nonzero = sum(layer.weights for layer in layers), sum(layer.nonzero for layer in layers)
+def compression(counted: nn.Module | Iterable[LayerSparsity]) -> float:
+    """|W| / |W != 0|; infinite where nothing is left.
+
+    Args:
+        counted: a list from ``sparsity``: over its layers, Linear and Conv2d alone; or a network: over all its weights, those
+            that no method reaches included (embeddings, recurrent layers, convolutions of other dimensions), which are its
+            parameters of two dimensions or more, without the methods' noise.
+
+    Raises:
+        UserError: on anything else, or a layer without weights yet.
+    """
+    if isinstance(counted, nn.Module):
+        with torch.no_grad():
+            numbers = [(weight.numel(), int(weight.count_nonzero())) for _, weight in all_weights(counted)]
+    else:
+        layers = list(counted) if isinstance(counted, Iterable) else [counted]
+        require(
+            all(isinstance(layer, LayerSparsity) for layer in layers),
+            "compression takes what svdo.sparsity gives, or a network",
+        )
+        numbers = [(layer.weights, layer.nonzero) for layer in layers]
+    weights, nonzero = sum(count for count, _ in numbers), sum(count for _, count in numbers)
     return weights / nonzero if nonzero else float("inf")
 
 

@@ -38,13 +38,13 @@ def _single(layer: NoisyLayer, x: Tensor) -> Tensor:
 
 
 def _none(layer: NoisyLayer, x: Tensor) -> Tensor:
-    return layer.product(x, layer.weight, layer.bias)
+    return layer.product(x, layer.theta, layer.bias)
 
 
 def _posterior(layer: NoisyLayer) -> tuple[Tensor, Tensor]:
     with torch.no_grad():
         layer.noise.project()
-    mean, variance = layer.noise.posterior(layer.weight)
+    mean, variance = layer.noise.posterior(layer.theta)
     return mean, torch.zeros_like(mean) if variance is None else variance.sqrt()
 
 
@@ -83,8 +83,8 @@ def gradient_variance(
     """
     size = min(size, len(split))
     at_once = min(EXAMPLES_AT_ONCE, size) if estimator == "separate" else size
-    parameters = [model.get_parameter(f"{name}.weight") for name in layers]
     model.train()
+    parameters = [model.get_parameter(f"{name}.weight") for name in layers]
 
     def gradients() -> Iterator[Sequence[Tensor]]:
         for number, (x, y) in zip(range(batches), _endless(split, size), strict=False):

@@ -161,7 +161,7 @@ def test_surgery_grows_rarer_as_it_should() -> None:
     layer = layer_of("dns", (2, 1), crispness={"*": 0.0}, start=0.0, stop=1.0, gamma=0.01, power=1.0)
     changes, steps = 0, 4000
     for step in range(steps):
-        layer.noise.kept.fill_(True)
+        layer.noise.removed.zero_()
         svdo.advance(layer, step, steps)
         changes += int(not svdo.masks(layer)[""].all())
     chances = [1 / (1 + 0.01 * step) for step in range(steps)]

@@ -31,6 +31,7 @@ CONF = "svdo.conf"
 
 T = TypeVar("T")
 
+
 def register_choices() -> None:
     """Offer every registered class that has no file in ``conf/``: all methods and tasks, and what users have imported."""
     kinds: dict[str, Mapping[str, type[Choice]]] = {

@@ -2,21 +2,26 @@
 
 from torch import nn
 
-from .base import Noise, NoisyLayer, drawn_like
+from . import choice
+from .base import THRESHOLDS, Noise, NoisyLayer, drawn_like, name_of
 from .conv import NoisyConv2d
 from .linear import NoisyLinear
-from .network import dropout_rates, noisy_layers, sampling, warn_of_uncalled, weight_layers
+from .network import check_module, dropout_rates, noisy_layers, sampling, warn_of_uncalled, weight_layers
 
 NOISY: dict[type[nn.Module], type[NoisyLayer]] = {nn.Linear: NoisyLinear, nn.Conv2d: NoisyConv2d}
 
 __all__ = [
     "NOISY",
+    "THRESHOLDS",
     "Noise",
     "NoisyConv2d",
     "NoisyLayer",
     "NoisyLinear",
+    "check_module",
+    "choice",
     "drawn_like",
     "dropout_rates",
+    "name_of",
     "noisy_layers",
     "sampling",
     "warn_of_uncalled",

@@ -13,14 +13,26 @@ For convolutions the second form treats output positions as independent, the mea
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any, ClassVar
+from contextvars import ContextVar
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import FunctionCtx, once_differentiable
 
+from ..errors import UserError
+from . import memory, settings
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
 # Under the square root: the variance path may return tiny negatives, and d sqrt / dx is infinite at 0.
 VARIANCE_FLOOR = 1e-8
+
+# Of this thread and task alone: the layers that draw noise in evaluation, and thresholds that stand in for the noises' own.
+SAMPLING: ContextVar[frozenset[nn.Module]] = ContextVar("sampling", default=frozenset())
+THRESHOLDS: ContextVar[Mapping[nn.Module, float]] = ContextVar("thresholds", default=MappingProxyType({}))
 
 
 class Noise(nn.Module):
@@ -32,7 +44,17 @@ class Noise(nn.Module):
 
     random: ClassVar[bool] = True  # whether two training passes differ
     learning_rates: ClassVar[Mapping[str, float]] = {}
-    threshold: float | None = None  # the log alpha from which evaluation removes a weight, where there is one
+    own_threshold: float | None = None
+    settings_text: str = ""  # method and settings as JSON, from convert; they travel in the state_dict
+
+    @property
+    def threshold(self) -> float | None:
+        """The log alpha from which evaluation removes a weight, where there is one; inside ``at_threshold``, that one."""
+        return THRESHOLDS.get().get(self, self.own_threshold)
+
+    @threshold.setter
+    def threshold(self, value: float | None) -> None:
+        self.own_threshold = value
 
     def perturb(self, x: Tensor) -> Tensor:
         """Pre-linear noise: the layer's input times the noise, of the same shape."""
@@ -51,7 +73,10 @@ class Noise(nn.Module):
         return None
 
     def mask(self, weight: Tensor) -> Tensor | None:
-        """Boolean, of ``weight``'s shape: the weights that evaluation keeps, log alpha < ``threshold``; None keeps them all."""
+        """Boolean, of ``weight``'s shape: the weights that evaluation keeps, log alpha < ``threshold``; None keeps them all.
+
+        A function of ``weight`` and of this module's tensors and attributes alone: it is remembered until one is changed.
+        """
         log_alpha = None if self.threshold is None else self.log_alpha(weight)
         return None if log_alpha is None or self.threshold is None else log_alpha < self.threshold
 
@@ -63,6 +88,28 @@ class Noise(nn.Module):
 
         Called before each training step, with ``step`` of all ``steps`` done, and once more when all are.
         """
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        super().__setattr__(name, value)
+        memory.changed()
+
+    def get_extra_state(self) -> Tensor:
+        """Method and settings, as bytes in a tensor."""
+        return settings.encode(self.settings_text)
+
+    def set_extra_state(self, state: Tensor) -> None:
+        """Nothing: the layer has held them against its own before it took anything of the state."""
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *rest: Any) -> None:
+        super()._load_from_state_dict(state_dict, prefix, *rest)
+        missing: list[str] = rest[2]
+        if prefix + settings.KEY in missing:  # states of before there were settings in them
+            missing.remove(prefix + settings.KEY)
+
+
+def name_of(dtype: torch.dtype) -> str:
+    """The type as one writes it after ``torch.``."""
+    return str(dtype).removeprefix("torch.")
 
 
 def drawn_like(x: Tensor, fill: Callable[[Tensor], Tensor], dtype: torch.dtype | None = None) -> Tensor:
@@ -99,15 +146,77 @@ class _AddNoise(torch.autograd.Function):
         return grad_outputs[0], grad_outputs[0] * half_zeta_over_deviation
 
 
-class NoisyLayer(nn.Module):
-    """Shared behaviour of ``NoisyLinear`` and ``NoisyConv2d``: noisy in training and while sampling, masked otherwise."""
+class _Thresholded(torch.autograd.Function):
+    """theta where the mask holds, else 0, as remembered, with the gradient of that: no pass over all weights."""
 
-    weight: Tensor
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(theta: Tensor, mask: Tensor, weight: Tensor) -> Tensor:
+        return weight.detach()
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        ctx.save_for_backward(inputs[1])
+        ctx.save_for_forward(inputs[1])
+
+    @staticmethod
+    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor, None, None]:
+        return torch.where(ctx.saved_tensors[0], grad_outputs[0], 0.0), None, None
+
+    @staticmethod
+    def jvp(ctx: Any, *tangents: Tensor) -> Tensor:
+        return torch.where(ctx.saved_tensors[0], tangents[0], 0.0)
+
+
+class NoisyLayer(nn.Module):
+    """Shared behaviour of ``NoisyLinear`` and ``NoisyConv2d``: noisy in training and while sampling, masked otherwise.
+
+    ``weight`` says what the layer computes with: the parameter in training, the thresholded weight in evaluation, so that a
+    network that reads it without calling the layer (``F.linear(x, layer.weight)``) evaluates as one that does. The parameter
+    itself is ``theta``, and in ``parameters()`` and ``state_dict()`` always.
+    """
+
     bias: Any
     noise: Noise
-    sampling: bool = False
     called: bool = False  # whether a forward pass has come through here
+    draws: bool = False  # in a replica of torch.nn.DataParallel, whose thread is not that of ``sampling``
     variance_dtype: torch.dtype | None = None  # of the variance product; None: as the mean's
+
+    @property
+    def theta(self) -> Tensor:
+        """The weight parameter; raises ``UserError`` where it is gone, or of a type too narrow for noise and KL."""
+        theta = self._parameters.get("weight")
+        if theta is None:
+            raise UserError(
+                f"a {type(self).__name__} has lost its weight parameter, as by torch.nn.utils.weight_norm or prune after"
+                " convert; take them away again, or leave that layer out of convert with exclude"
+            )
+        if theta.dtype not in (torch.float32, torch.float64):
+            raise UserError(
+                f"a {type(self).__name__} is in {name_of(theta.dtype)}, too narrow for the noise and its KL; keep the converted"
+                " network in float32 and train under torch.autocast, or convert svdo.plain(model) to that type"
+            )
+        return theta
+
+    @property
+    def weight(self) -> Tensor:
+        """The weight that the layer computes with now; in evaluation not the parameter, so write to ``theta`` alone."""
+        return self.theta if self.noisy else self.evaluation_weight()
+
+    @weight.setter
+    def weight(self, value: Tensor) -> None:
+        if not getattr(self, "_is_replica", False):
+            raise UserError(
+                f"the weight of a {type(self).__name__} must stay a parameter; weight_norm, prune and their like belong before"
+                " convert, with that layer left out by exclude, or after svdo.plain"
+            )
+        self._parameters["weight"] = value  # type: ignore[assignment]
+
+    @property
+    def noisy(self) -> bool:
+        """Whether a pass now draws noise: in training, or inside ``sampling``."""
+        return self.training or self in SAMPLING.get() or self.draws
 
     def product(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         """The layer's linear map of ``x`` with the given weight and bias."""
@@ -115,13 +224,14 @@ class NoisyLayer(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Noisy output in training mode or inside ``sampling``; else that of the thresholded mean weights."""
-        self.called = True
-        if not (self.training or self.sampling):
-            return self.product(x, self.pruned_weight(), self.bias)
+        if not self.called:
+            self.called = True
+        if not self.noisy:
+            return self.product(x, self.evaluation_weight(), self.bias)
         with torch.no_grad():
             self.noise.project()
         x = self.noise.perturb(x)
-        mean, variance = self.noise.posterior(self.weight)
+        mean, variance = self.noise.posterior(self.theta)
         output = self.product(x, mean, self.bias)
         if variance is None:
             return output
@@ -135,10 +245,42 @@ class NoisyLayer(nn.Module):
         return noisy
 
     def pruned_weight(self) -> Tensor:
-        """The weight used in evaluation, of ``weight``'s shape: the mean where the mask keeps it, else 0."""
-        mask = self.noise.mask(self.weight)
-        return self.weight if mask is None else self.weight * mask
+        """The weight used in evaluation, of ``weight``'s shape, computed anew: the mean where the mask keeps it, else 0."""
+        memory.forget(self)
+        return self._masked(self.noise.mask(self.theta))
+
+    def evaluation_weight(self) -> Tensor:
+        """``pruned_weight``, remembered from one pass to the next while nothing that it is computed from changes.
+
+        What is written through ``.data`` in evaluation mode cannot be seen; ``eval()`` afterwards makes it count.
+        """
+        kept = memory.recall(self, THRESHOLDS.get())
+        if kept is None:
+            return self._masked(self.noise.mask(self.theta))
+        if kept.mask is None:
+            return self.theta
+        if not (torch.is_grad_enabled() and self.theta.requires_grad):
+            return kept.weight
+        weight: Tensor = _Thresholded.apply(self.theta, kept.mask, kept.weight)
+        return weight
+
+    def _masked(self, mask: Tensor | None) -> Tensor:
+        return self.theta if mask is None else torch.where(mask, self.theta, 0.0)
 
     def kl(self) -> Tensor:
         """The layer's KL(q || p), a scalar in nats."""
-        return self.noise.kl(self.weight)
+        return self.noise.kl(self.theta)
+
+    def train(self, mode: bool = True) -> Self:
+        """As for every module; what evaluation remembers is forgotten."""
+        memory.forget(self)
+        return super().train(mode)
+
+    def _replicate_for_data_parallel(self) -> Self:
+        replica: Self = super()._replicate_for_data_parallel()  # type: ignore[no-untyped-call]
+        replica.draws = self.noisy
+        return replica
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *rest: Any) -> None:
+        settings.check(self.noise.settings_text, state_dict, f"{prefix}noise.")  # before anything is overwritten
+        super()._load_from_state_dict(state_dict, prefix, *rest)

@@ -9,7 +9,8 @@ from contextlib import contextmanager
 import torch
 from torch import nn
 
-from .base import NoisyLayer
+from ..errors import require
+from .base import SAMPLING, NoisyLayer
 
 
 def noisy_layers(module: nn.Module) -> Iterator[tuple[str, NoisyLayer]]:
@@ -26,14 +27,20 @@ def weight_layers(module: nn.Module) -> Iterator[tuple[str, nn.Linear | nn.Conv2
             yield name, layer
 
 
+def check_module(caller: str, module: object) -> None:
+    """Raise ``UserError`` unless what was given to the function ``caller`` is a module."""
+    require(isinstance(module, nn.Module), f"{caller} takes a torch.nn.Module, not a {type(module).__name__}")
+
+
 def warn_of_uncalled(module: nn.Module) -> None:
     """Warn of noisy layers that no pass has gone through while others were: something reads their weights past them."""
     layers = list(noisy_layers(module))
     idle = [name for name, layer in layers if not layer.called]
     if 0 < len(idle) < len(layers):
         warnings.warn(
-            f"the network has run but not through the noisy layer {idle[0]}: if it reads that weight without calling the layer,"
-            " neither noise nor removal applies; leave it out with exclude",
+            f"the network has run but not through the noisy layers {', '.join(idle)}: unless their turn comes later, it reads"
+            " those weights without calling the layers, so they train without noise while the KL removes them; convert with"
+            f" exclude={idle}",
             stacklevel=3,
         )
 
@@ -41,7 +48,7 @@ def warn_of_uncalled(module: nn.Module) -> None:
 @torch.no_grad()
 def dropout_rates(module: nn.Module) -> dict[str, float]:
     """For each noisy layer that has an alpha, by dotted name, the mean of p = alpha / (1 + alpha) over its weights."""
-    alphas = {name: layer.noise.log_alpha(layer.weight) for name, layer in noisy_layers(module)}
+    alphas = {name: layer.noise.log_alpha(layer.theta) for name, layer in noisy_layers(module)}
     return {name: log_alpha.sigmoid().mean().item() for name, log_alpha in alphas.items() if log_alpha is not None}
 
 
@@ -49,14 +56,13 @@ def dropout_rates(module: nn.Module) -> dict[str, float]:
 def sampling(module: nn.Module) -> Iterator[None]:
     """Inside the context, evaluation draws noise as training does, and removes weights only as training does.
 
-    Sparse VD with ``train_clip`` has those beyond the threshold at 0 in training, too; without, noise is all that silences
-    them. Batch norm stays in evaluation mode. A copy of the module made inside goes on drawing.
+    It holds for this thread (and asyncio task) alone, and for the layers of this module, not of copies made inside. Sparse VD
+    with ``train_clip`` has weights beyond the threshold at 0 in training, too; without, noise is all that silences them.
+    Batch norm stays in evaluation mode.
     """
-    before = [(layer, layer.sampling) for _, layer in noisy_layers(module)]
-    for layer, _ in before:
-        layer.sampling = True
+    check_module("sampling", module)
+    token = SAMPLING.set(SAMPLING.get() | {layer for _, layer in noisy_layers(module)})
     try:
         yield
     finally:
-        for layer, was in before:
-            layer.sampling = was
+        SAMPLING.reset(token)

@@ -6,8 +6,9 @@ import math
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, fields
 from fnmatch import fnmatchcase
-from typing import ClassVar, TypeVar
+from typing import Any, ClassVar, TypeVar
 
+import torch
 from torch import Tensor
 
 from ..config import Choice, check_rates
@@ -32,6 +33,10 @@ class Method(Choice):
     def noises(self, layers: Mapping[str, NoisyLayer]) -> dict[str, Noise | None]:
         """``noise`` of each layer by name; a method whose layers share something overrides this instead."""
         return {name: self.noise(layer, name) for name, layer in layers.items()}
+
+    def chosen(self) -> dict[str, Any]:
+        """The settings that differ from their defaults."""
+        return {key: value for key, value in vars(self).items() if key != "name" and value != getattr(type(self)(), key)}
 
     def check_patterns(self, layers: Collection[str]) -> None:
         """Raise ``UserError`` where a setting by layer has a pattern that matches none of ``layers``."""
@@ -85,6 +90,35 @@ def method(cls: M) -> M:
 def find(name: str) -> type[Method]:
     """The method class called ``name``; raises ``UserError`` listing the choices where there is none."""
     return METHODS.find(name)
+
+
+class Removal(Noise):
+    """Noise of a method that decides itself which weights are removed: 1 in ``removed``, of the weight's shape, else 0.
+
+    It is a float so that averages of networks stay sparse, ``AveragedModel(use_buffers=True)`` included: an average of zeros is
+    exactly 0, and any other is a weight that was removed in one of the networks.
+    """
+
+    random: ClassVar[bool] = False
+    removed: Tensor
+
+    def __init__(self, layer: NoisyLayer) -> None:
+        super().__init__()
+        self.register_buffer("removed", torch.zeros_like(layer.theta, requires_grad=False))
+
+    def mask(self, weight: Tensor) -> Tensor:
+        """What has not been removed, nor in any network of an average."""
+        return self.removed == 0.0
+
+    def keep(self, kept: Tensor) -> None:
+        """Remove all but the weights where the boolean ``kept`` holds."""
+        self.removed.copy_(~kept)
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *rest: Any) -> None:
+        earlier = state_dict.pop(f"{prefix}kept", None)  # how states said it before
+        if earlier is not None:
+            state_dict[f"{prefix}removed"] = ~earlier
+        super()._load_from_state_dict(state_dict, prefix, *rest)
 
 
 def rate_to_log_alpha(rate: float) -> float:

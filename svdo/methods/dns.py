@@ -15,33 +15,26 @@ from torch import Tensor
 
 from ..config import check_mapping
 from ..errors import require
-from ..layers import Noise, NoisyLayer
+from ..layers import NoisyLayer
 from ..math import schedule
-from .base import Method, check_phase, method, of_layer
+from .base import Method, Removal, check_phase, method, of_layer
 
 REMOVE, SPLICE = 0.9, 1.1
 
 
-class Surgery(Noise):
+class Surgery(Removal):
     """The mask T and the layer's t."""
 
-    random: ClassVar[bool] = False
+    limit: Tensor
 
     def __init__(self, layer: NoisyLayer, settings: "DNS", crispness: float) -> None:
-        super().__init__()
+        super().__init__(layer)
         self.settings, self.crispness = settings, crispness
-        self.kept: Tensor
-        self.limit: Tensor
-        self.register_buffer("kept", torch.ones_like(layer.weight, dtype=torch.bool))
-        self.register_buffer("limit", layer.weight.new_zeros(()))
+        self.register_buffer("limit", layer.theta.new_zeros(()))
 
     def posterior(self, weight: Tensor) -> tuple[Tensor, None]:
         """W o T with the gradient of W; nothing is random."""
-        return weight + (weight * self.kept - weight).detach(), None
-
-    def mask(self, weight: Tensor) -> Tensor:
-        """T."""
-        return self.kept
+        return weight + (weight * self.mask(weight) - weight).detach(), None
 
     def advance(self, weight: Tensor, step: int, steps: int) -> None:
         """Set t at the start of the surgery; from there to its stop, remove and splice by chance."""
@@ -52,7 +45,7 @@ class Surgery(Noise):
         if settings.start * steps <= step < settings.stop * steps:
             chance = (1.0 + settings.gamma * (step - settings.start * steps)) ** -settings.power
             if torch.rand(()).item() < chance:
-                self.kept.logical_and_(size > REMOVE * self.limit).logical_or_(size > SPLICE * self.limit)
+                self.keep((self.mask(weight) & (size > REMOVE * self.limit)) | (size > SPLICE * self.limit))
 
 
 @method

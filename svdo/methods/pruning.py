@@ -11,35 +11,27 @@ from bisect import bisect_right
 from dataclasses import dataclass, field
 from typing import ClassVar
 
-import torch
 from torch import Tensor
 
 from ..config import check_mapping
 from ..errors import require
-from ..layers import Noise, NoisyLayer
-from .base import Method, check_phase, method, of_layer
+from ..layers import NoisyLayer
+from .base import Method, Removal, check_phase, method, of_layer
 
 
-class Magnitude(Noise):
+class Magnitude(Removal):
     """A mask that shrinks at the given shares of training; a removed weight stays removed."""
 
-    random: ClassVar[bool] = False
+    spread: Tensor
 
     def __init__(self, layer: NoisyLayer, settings: "Pruning", quality: float) -> None:
-        super().__init__()
+        super().__init__(layer)
         self.settings, self.quality = settings, quality
-        self.kept: Tensor
-        self.spread: Tensor
-        self.register_buffer("kept", torch.ones_like(layer.weight, dtype=torch.bool))
-        self.register_buffer("spread", layer.weight.new_zeros(()))
+        self.register_buffer("spread", layer.theta.new_zeros(()))
 
     def posterior(self, weight: Tensor) -> tuple[Tensor, None]:
         """The surviving weights; nothing is random."""
-        return weight * self.kept, None
-
-    def mask(self, weight: Tensor) -> Tensor:
-        """What has not been removed."""
-        return self.kept
+        return weight * self.mask(weight), None
 
     def advance(self, weight: Tensor, step: int, steps: int) -> None:
         """Remove |w| < q turn / rounds std(w), with the standard deviation that the layer had at the first turn."""
@@ -48,7 +40,8 @@ class Magnitude(Noise):
             return
         if before == 0:
             self.spread.copy_(weight.std(correction=0))
-        self.kept &= weight.abs() >= self.quality * turn / self.settings.rounds * self.spread
+        limit = self.quality * turn / self.settings.rounds * self.spread
+        self.keep(self.mask(weight) & (weight.abs() >= limit))
 
 
 @method

@@ -35,11 +35,9 @@ class AdditiveNoise(Noise):
     threshold of 3 and a log sigma^2 of -8, 0.0015 at -10.
     """
 
-    threshold: float
-
     def __init__(self, layer: NoisyLayer, settings: "SparseVD") -> None:
         super().__init__()
-        self.log_sigma2 = nn.Parameter(torch.full_like(layer.weight, settings.log_sigma2))
+        self.log_sigma2 = nn.Parameter(torch.full_like(layer.theta, settings.log_sigma2))
         self.threshold, self.train_clip, self.clip = settings.threshold, settings.train_clip, settings.clip
 
     def posterior(self, weight: Tensor) -> tuple[Tensor, Tensor]:
@@ -48,8 +46,9 @@ class AdditiveNoise(Noise):
         spread = self._clipped(sigma2, weight) if self.clip else sigma2
         if not self.train_clip:
             return weight, spread
+        threshold = MAX_LOG if self.threshold is None else min(self.threshold, MAX_LOG)
         with torch.no_grad():  # log alpha < threshold, without a logarithm
-            kept = torch.addcmul(sigma2, weight, weight, value=-math.exp(min(self.threshold, MAX_LOG))).lt_(0.0)
+            kept = torch.addcmul(sigma2, weight, weight, value=-math.exp(threshold)).lt_(0.0)
         return weight * kept, spread * kept if weight.dim() == 4 else spread
 
     def _clipped(self, sigma2: Tensor, weight: Tensor) -> Tensor:
@@ -75,12 +74,10 @@ class MultiplicativeNoise(Noise):
     turn the first step into noise.
     """
 
-    threshold: float
-
     def __init__(self, layer: NoisyLayer, settings: "SparseVD") -> None:
         super().__init__()
-        start = torch.full_like(layer.weight, settings.log_sigma2)
-        self.raw_log_alpha = nn.Parameter(log_alpha(layer.weight.detach(), start).clamp_(max=MAX_START))
+        start = torch.full_like(layer.theta, settings.log_sigma2)
+        self.raw_log_alpha = nn.Parameter(log_alpha(layer.theta.detach(), start).clamp_(max=MAX_START))
         self.threshold = settings.threshold
 
     def posterior(self, weight: Tensor) -> tuple[Tensor, Tensor]:

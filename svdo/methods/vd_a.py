@@ -31,9 +31,9 @@ class VariationalInputNoise(Noise):
     def __init__(self, layer: NoisyLayer, rate: float, sharing: str, kl_scale: float) -> None:
         super().__init__()
         self.groups = getattr(layer, "groups", 1)
-        self.units = layer.weight.shape[1] * self.groups
+        self.units = layer.theta.shape[1] * self.groups
         self.kl_scale = kl_scale
-        self.convolution = layer.weight.dim() == 4
+        self.convolution = layer.theta.dim() == 4
         start = min(rate_to_log_alpha(rate), 0.0)
         self.raw_log_alpha = nn.Parameter(torch.full((self.units if sharing == "unit" else 1,), start))
 

@@ -25,7 +25,7 @@ class VariationalWeightNoise(Noise):
 
     def __init__(self, layer: NoisyLayer, rate: float, sharing: str) -> None:
         super().__init__()
-        weight = layer.weight
+        weight = layer.theta
         shapes = {
             "layer": (1,) * weight.dim(),
             "unit": (getattr(layer, "groups", 1), weight.shape[1]) + (1,) * (weight.dim() - 2),
