@@ -12,8 +12,11 @@ from typing import Any
 from tabulate import tabulate
 
 from ..runs import Record
-from .collect import Finding, Measured, Planned, Rows, expected_seconds, measure, verdict
+from .distances import distance
+from .evidence import Finding, Planned, Rows
+from .expected import expected_seconds
 from .spec import Column, Report, Row
+from .values import Measured, measure
 
 
 def table(report: Report, collected: Rows) -> tuple[list[str], list[list[str]]]:
@@ -57,34 +60,47 @@ def markdown(report: Report, collected: Rows) -> str:
     notes = [*report.notes, *(f"{_label(row)}: {row.note}" for row, _ in collected if row.note)]
     if notes:
         parts.append("\n".join(f"- {note}" for note in notes))
+    parts += [*_sources(collected), *_records(report, collected), *_left(collected)]
+    return "\n\n".join(parts) + "\n"
+
+
+def _sources(collected: Rows) -> list[str]:
+    """Where the published figures are quoted from."""
     quoted = [row for row, _ in collected if row.source]
     by_source = {row.source: [_label(other) for other in quoted if other.source == row.source] for row in quoted}
+    if len(by_source) == 1:
+        return [f"Published figures, as quoted: {quoted[0].source}"]
     sources = [f"- {'; '.join(labels)}: {source}" for source, labels in by_source.items()]
-    if len(sources) == 1:
-        parts.append(f"Published figures, as quoted: {quoted[0].source}")
-    elif sources:
-        parts += ["Published figures, as quoted:", "\n".join(sources)]
+    return ["Published figures, as quoted:", "\n".join(sources)] if sources else []
+
+
+def _records(report: Report, collected: Rows) -> list[str]:
+    """The ids of the runs behind each row, and the command of the first."""
     ids = []
     for row, items in collected:
         names = dict.fromkeys(f"`{record['id']}`" for item in items if (record := item.record) is not None)
         commands = [item.command for item in items if isinstance(item, Planned)][:1]
         ids += [f"- {_label(row)}: " + ", ".join([*names, *(f"by `{command}`" for command in commands)])] if names else []
-    if ids:
-        runs = any(isinstance(item, Planned) for _, items in collected for item in items)
-        kept = ["`results/runs/<id>/result.json`"] * runs
-        kept += [f"`results/measured/{report.name}.json`"] * any(row.measured for row, _ in collected)
-        parts += [f"Measured figures, by record ({', '.join(kept)}):", "\n".join(ids)]
+    if not ids:
+        return []
+    runs = any(isinstance(item, Planned) for _, items in collected for item in items)
+    kept = ["`results/runs/<id>/result.json`"] * runs
+    kept += [f"`results/measured/{report.name}.json`"] * any(row.measured for row, _ in collected)
+    return [f"Measured figures, by record ({', '.join(kept)}):", "\n".join(ids)]
+
+
+def _left(collected: Rows) -> list[str]:
+    """What is still to be trained, timed by the table's own runs."""
     left = [run for _, items in collected for run in items if isinstance(run, Planned) and run.record is None]
-    if left:
-        records = [record for _, items in collected for run in items if isinstance(run, Planned) and (record := run.record)]
-        times = [minutes(expected_seconds(run.config, records)) for run in left]
-        lines = [f"{run.command}   # {time}" for run, time in zip(left, times, strict=True)]
-        empty = [_label(row) for row, items in collected if _empty(row, items)]
-        if empty:
-            parts.append(f"Rows that have no figure yet, published or measured, are not shown: {'; '.join(empty)}.")
-        parts.append("Still to be trained (`svdo-report plan` names what these start from, too):")
-        parts.append("\n".join(["```bash", *lines, "```"]))
-    return "\n\n".join(parts) + "\n"
+    if not left:
+        return []
+    records = [record for _, items in collected for run in items if isinstance(run, Planned) and (record := run.record)]
+    times = [minutes(expected_seconds(run.config, records)) for run in left]
+    lines = [f"{run.command}   # {time}" for run, time in zip(left, times, strict=True)]
+    empty = [_label(row) for row, items in collected if _empty(row, items)]
+    said = [f"Rows that have no figure yet, published or measured, are not shown: {'; '.join(empty)}."] if empty else []
+    said.append("Still to be trained (`svdo-report plan` names what these start from, too):")
+    return [*said, "\n".join(["```bash", *lines, "```"])]
 
 
 def latex(report: Report, collected: Rows) -> str:
@@ -106,7 +122,7 @@ def comma_separated(report: Report, collected: Rows) -> str:
                 mean, std = (" ".join(f"{value:.6g}" for value in part) for part in (measured.means, measured.stds))
                 n = str(measured.n)
             quoted = " ".join(map(str, published)) if isinstance(published, list) else published
-            writer.writerow([row.group, row.label, column.key, quoted, mean, std, n, verdict(measured, column, published)])
+            writer.writerow([row.group, row.label, column.key, quoted, mean, std, n, distance(measured, column, published)])
     return text.getvalue()
 
 
@@ -117,7 +133,7 @@ def verdicts(report: Report, collected: Rows) -> str:
         for column in report.columns:
             published = row.published.get(column.key)
             measured = measure(planned, column)
-            word = verdict(measured, column, published)
+            word = distance(measured, column, published)
             if word and planned:
                 ours = measured_text(measured, column) or "-"
                 lines.append([row.group, row.label, column.label, _published(published, column), ours, word])

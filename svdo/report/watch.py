@@ -16,7 +16,7 @@ from ..errors import UserError
 from ..evaluate import evaluate
 from ..layers import noisy_layers
 from ..runs import REBUILT, Run, checkpoint, copies
-from .collect import Planned
+from .evidence import Planned
 
 PIECE = (100, 200)  # outputs and inputs of the first dense layer that are shown
 BINS = np.linspace(-10.0, 16.0, 53)  # what lies beyond counts in the outermost
