@@ -106,7 +106,7 @@ def test_layers_and_accuracies_are_columns() -> None:
 
 @pytest.mark.parametrize("name", spec.names())
 def test_committed_tables_are_what_committed_records_render_to(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(Path(__file__).parents[1])
+    monkeypatch.chdir(Path(__file__).parents[2])
     tables = Path("results/tables")
     if not (tables / f"{name}.md").exists():
         pytest.skip("nothing of it is measured yet")

@@ -26,6 +26,7 @@ def test_the_runs_of_all_reports_are_those_that_hydra_composes(every: int, monke
 @pytest.mark.parametrize(
     "overrides",
     [
+        ["method=vd_a", "method=vd_b"],
         ["model=mlp", "method=vd_a2", "model.width=300", "train.lr=1", "results_dir=2017", "seed=3"],
         ["method=binary", "method.rates={fc1:0.3,fc2:0}", "model=lenet300", "train=dense", "++seed=4"],
         ["method=binary", "model=lenet5", "model.dropout={fc1:0.1}", "train.averaging=0.5", "pretrained='a b'"],
@@ -56,7 +57,6 @@ def test_other_runs_are_the_same_too(overrides: list[str]) -> None:
         ["train.lr=fast"],
         ["train.epochs=1.0"],
         ["method=vd_c"],
-        ["method=vd_a", "method=vd_b"],
         ["method.thresh=1"],
         ["model.name=mlp"],
         ["dataset=cifar11"],

@@ -64,6 +64,6 @@ def test_the_index_counts_the_claims_of_each_paper(report: spec.Report, tmp_path
 
 
 def test_the_committed_index_is_what_committed_records_render_to(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(Path(__file__).parents[1])
+    monkeypatch.chdir(Path(__file__).parents[2])
     pages = page_of([evidences.gather(spec.load(name)) for name in spec.names()])
     assert Path("results/README.md").read_bytes() == pages[Path("results/README.md")]
