@@ -5,8 +5,11 @@ from __future__ import annotations
 import argparse
 import itertools
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NoReturn
+
+import torch
 
 from .. import machine, train
 from ..cli.compose import given
@@ -14,13 +17,14 @@ from ..cli.run import exit_status
 from ..config import Config
 from ..data.sources import UnavailableError
 from ..errors import UserError
-from ..runs import REBUILT
+from ..runs import REBUILT, Record
 from ..runs.checkpoint import write_atomically
 from ..train import console
 from . import evidence as evidences
-from . import expected, figures, measuring, page, records, render, spec, watch
+from . import figures, measuring, page, records, render, spec, watch
 from .composing import compose
 from .evidence import Evidence, Planned
+from .expected import Expected, expected
 
 VERBS = {
     "plan": "list the runs that are missing, the line that trains each, and how long it takes",
@@ -112,22 +116,38 @@ def _plan(evidence: Evidence, brief: bool) -> bool:
     """The commands and the sum of their times; ``brief`` is the sum alone."""
     missing, name = _missing(evidence), evidence.report.name
     known = records.finished(evidence.results_dir) if missing else []
-    times = [expected.expected_seconds(run.config, known, machine.device_type(run.config.runtime)) for run in missing]
+    times = [_expected(run, known) for run in missing]
     if not brief:
-        for run, seconds in zip(missing, times, strict=True):
-            print(f"{run.command}   # {render.minutes(seconds)}")
+        for run, time in zip(missing, times, strict=True):
+            print(f"{run.command}   # {time or render.NOT_TIMED}")
         if _to_measure(evidence):
             print(f"svdo-report run {name}   # measures {evidence.report.measure}")
-    total, untimed = sum(seconds or 0.0 for seconds in times), None in times
     needed = {run.config.id: run for run in evidence.runs}
     done = sum(run.record is not None for run in needed.values())
-    parts = [f"about {render.minutes(total)}"] * bool(total) + ["some not timed yet" if total else "not timed yet"] * untimed
+    parts = [f"about {amount}" for amount in _sums(times)]
+    if None in times:
+        parts.append("some not timed yet" if parts else render.NOT_TIMED)
     again = sum(map(_is_rebuilt, missing))
     said = [f"{done} of {len(needed)} runs done, {len(needed) - done} missing"] * bool(needed)
     said += [f"{again} to train again for weights that are not kept"] * bool(again)
     said += ["the measurement is missing" if _to_measure(evidence) else "measured"] * bool(evidence.report.measure)
     print(f"{name}: {', '.join([*said, *parts])}", flush=True)
     return False
+
+
+def _expected(run: Planned, known: list[Record]) -> Expected | None:
+    runtime = run.config.runtime
+    device = machine.device_type(runtime)
+    return expected(run.config, known, device, machine.precision(runtime, torch.device(device)))
+
+
+def _sums(times: list[Expected | None]) -> list[str]:
+    """What a CPU takes, and what a GPU takes."""
+    sums = []
+    for on_gpu in (False, True):
+        if timed := [time for time in times if time and time.on_gpu == on_gpu]:
+            sums.append(replace(timed[0], seconds=sum(time.seconds for time in timed)).amount)
+    return sums
 
 
 def _next(left: list[Planned]) -> Planned:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 
@@ -14,11 +15,30 @@ from ..models import Model
 from ..runs import Record
 
 
-def expected_seconds(config: Config, records: Sequence[Record], device: str = "cpu") -> float | None:
+@dataclass(frozen=True)
+class Expected:
+    """What a run is expected to take, and the runs that say so."""
+
+    seconds: float  # of one core; on a GPU, of that
+    runs: int
+    precisions: tuple[str, ...]  # those of the runs
+    on_gpu: bool = False
+
+    def __str__(self) -> str:
+        return f"{self.amount}, from {self.runs} run{'s' * (self.runs > 1)}, {' and '.join(self.precisions)}"
+
+    @property
+    def amount(self) -> str:
+        """The time alone, in words."""
+        return f"{self.seconds / 60:.1f} {'minutes on a GPU' if self.on_gpu else 'core-minutes'}"
+
+
+def expected(config: Config, records: Sequence[Record], device: str = "cpu", precision: str = "") -> Expected | None:
     """Time of a run from the epochs of what ``device`` (cpu or cuda) finished of its network and data set; None without.
 
-    Runs of the same method say more than others; where there are some, they alone count. Where this width was never trained,
-    other widths of the network count, their time taken as proportional to their weights.
+    Runs of the same method say more than others, then those of the same ``precision`` (empty: whichever): where there are some,
+    they alone count. Where this width was never trained, other widths of the network count, their time taken as proportional to
+    their weights. Times of a CPU are those of all its threads together, so that runs on one thread and on two compare.
     """
     wanted = config.as_dict()
     known = [
@@ -31,11 +51,25 @@ def expected_seconds(config: Config, records: Sequence[Record], device: str = "c
     ]
     known = [r for r in known if r["method"] == config.method.name] or known
     alike = [r for r in known if _agrees(r["config"]["model"], wanted["model"])]
-    if known and not alike:
-        weights = _weights(config)
-        alike = [{**r, "seconds": r["seconds"] * weights / r["weights"]} for r in known]
-    rates = [r["seconds"] / r["epochs"] * r["config"]["train"]["batch_size"] for r in alike]
-    return statistics.median(rates) * config.train.epochs / config.train.batch_size if rates else None
+    scaled = [] if alike else known
+    chosen = [r for r in alike or known if r["provenance"]["precision"] == precision] or alike or known
+    if not chosen:
+        return None
+    weights = _weights(config) if scaled else 1
+    rates = [
+        core_seconds(r) * (weights / r["weights"] if scaled else 1.0) / r["epochs"] * r["config"]["train"]["batch_size"]
+        for r in chosen
+    ]
+    seconds = statistics.median(rates) * config.train.epochs / config.train.batch_size
+    return Expected(seconds, len(chosen), tuple(sorted({r["provenance"]["precision"] for r in chosen})), device != "cpu")
+
+
+def core_seconds(record: Record) -> float:
+    """The time of a run: on a CPU that of its threads together; on a GPU, seconds."""
+    if not record["provenance"]["device"].startswith("cpu"):
+        return float(record["seconds"])
+    # Older records count the threads of the last of their processes throughout.
+    return float(record.get("core_seconds", record["seconds"] * record["provenance"]["threads"]))
 
 
 def _agrees(recorded: Record, wanted: Record) -> bool:

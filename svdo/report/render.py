@@ -14,9 +14,11 @@ from tabulate import tabulate
 from ..runs import Record
 from .distances import distance
 from .evidence import Finding, Planned, Rows
-from .expected import expected_seconds
+from .expected import core_seconds, expected
 from .spec import Column, Report, Row
 from .values import Measured, measure
+
+NOT_TIMED = "not timed yet"
 
 
 def table(report: Report, collected: Rows) -> tuple[list[str], list[list[str]]]:
@@ -46,8 +48,7 @@ def core_minutes(records: Sequence[Record]) -> str:
     """Wall time of one run times its threads, a mean; of runs on a GPU, minutes."""
     cpu = [r for r in records if r["provenance"]["device"].startswith("cpu")]
     gpu = [r for r in records if r not in cpu]
-    # Older records count the threads of the last of their processes throughout.
-    seconds = [r.get("core_seconds", r["seconds"] * r["provenance"]["threads"]) for r in cpu]
+    seconds = [core_seconds(r) for r in cpu]
     texts = [f"{statistics.fmean(seconds) / 60:.1f}"] if cpu else []
     texts += [f"{statistics.fmean(r['seconds'] for r in gpu) / 60:.1f} on a GPU"] if gpu else []
     return ", ".join(texts)
@@ -95,8 +96,8 @@ def _left(collected: Rows) -> list[str]:
     if not left:
         return []
     records = [record for _, items in collected for run in items if isinstance(run, Planned) and (record := run.record)]
-    times = [minutes(expected_seconds(run.config, records)) for run in left]
-    lines = [f"{run.command}   # {time}" for run, time in zip(left, times, strict=True)]
+    times = [expected(run.config, records) for run in left]
+    lines = [f"{run.command}   # {time or NOT_TIMED}" for run, time in zip(left, times, strict=True)]
     empty = [_label(row) for row, items in collected if _empty(row, items)]
     said = [f"Rows that have no figure yet, published or measured, are not shown: {'; '.join(empty)}."] if empty else []
     said.append("Still to be trained (`svdo-report plan` names what these start from, too):")
@@ -151,11 +152,6 @@ def measured_text(measured: Measured | None, column: Column) -> str:
     if len(measured.means) > 1 or alone or not math.isfinite(measured.means[0]):
         return means
     return f"{means} ± {measured.stds[0]:{column.format}}"
-
-
-def minutes(seconds: float | None) -> str:
-    """An expected time in words."""
-    return "not timed yet" if seconds is None else f"{seconds / 60:.1f} min"
 
 
 def _published(value: Any, column: Column) -> str:

@@ -27,11 +27,11 @@ def test_plan_names_what_is_missing_and_its_time(svdo_run: Command, tmp_path: Pa
     assert f"{line}   # not timed yet" in first
     assert first[-1] == "fast: 0 of 8 runs done, 8 missing, not timed yet"
     put(tmp_path / "results", record((*run, "seed=5"), 1.9, 70.0))
-    assert f"{line}   # 1.0 min" in plan()
+    assert f"{line}   # 2.0 core-minutes, from 1 run, fp32" in plan()
     put(tmp_path / "results", record((*run, "seed=0"), 1.9, 70.0))
     last = plan()
     assert not any(text.startswith(line) for text in last)
-    assert last[-1] == "fast: 1 of 8 runs done, 7 missing, about 4.0 min, some not timed yet"
+    assert last[-1] == "fast: 1 of 8 runs done, 7 missing, about 8.0 core-minutes, some not timed yet"
 
 
 def test_render_writes_three_files_and_check_judges(svdo_run: Command, tmp_path: Path) -> None:
