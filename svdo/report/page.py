@@ -16,23 +16,26 @@ from .distances import DISTANCES, distance
 from .evidence import Evidence, Planned, method_of
 from .spec import Claim
 from .values import measure
-from .verdict import Verdict, Word, judge
+from .verdict import UNLIKE, Verdict, Word, judge
 
-INTRODUCTION = """\
+HEAD = """\
 # What was measured
 
-Which claims of two papers hold in our runs, and by how much; the README explains [models and
-methods](../README.md#on-the-command-line).
+Which claims of two papers hold in our runs; the README explains [models and methods](../README.md#on-the-command-line)."""
+INTRODUCTION = """\
+# How to read this page
 
-- *Holds*: ours are on the claim's side by more than one spread (of two figures, the root of the sum of the squares of both ±),
-  or reach a published bound to its last digit. *Does not hold*: they are on the other side by more than that. *Undecided* (≈):
-  within. One spread is weak evidence: by chance alone, two equal methods differ by more one time in three.
+- Beside a published figure: *replicates*, ours has the published setting and is no further from it than its 95 % interval;
+  *differs*, the published setting, and further, on either side. By a schedule of our own, all else alike: *better*, *as good*
+  (within the interval) or *worse*. *Not comparable*: another recipe. *Confounded*: something else than what is claimed may have
+  made the difference.
+- Of two figures of ours: *replicates*, ordered as the paper has them, further apart than their intervals allow; *differs*, the
+  other way round; *open*, within the intervals. A claim of our own *holds* or *does not hold* instead.
 - *By*: how far ours are on the claim's side, in points of percent or as a factor; under 0, or under 1×, they are on the other.
-- *±*: standard deviation over seeds. *One run*: there are no seeds; (±) is the sampling error of a test error or, if larger,
-  the spread over seeds of a row beside it. *Measured once*: a computation or a timing, or one network whose ± is a standard
-  error. Without ± the verdict only says which figure is larger.
+- *±*: half of a two-sided 95 % interval, by Student's t over seeds (in the tables, ± is one standard deviation). *One run* or
+  *measured once*: there are no seeds. Without ± nothing tells an interval, and the verdict only says which figure is larger.
 - *Reached*: a published figure that ours is at least as good as, at the digits shown. *Close*: ours is at most a tenth worse.
-  *Short*: worse than that. *Open*: ours is not measured.
+  *Short*: worse than that. *Open*, of a cell: ours is not measured.
 - *Recalled*: the published figure or claim is quoted from memory, as the papers' full text was not at hand.
 - *Sparse VD*, of the LeNets, is by *our schedule* where nothing else is said: 60 epochs (LeNet-300-100) or 55, the KL weighted
   by more than 1 for a while, chosen on held-out images but for what [settings](settings.md) names. *Authors' schedule*: their
@@ -43,10 +46,13 @@ VERDICTS = """\
 The figure that the claim expects to be smaller stands first. A verdict is about these test images, on which the published
 errors were measured, too.
 
-- The spread of a single run: the largest of a row beside it, in brackets, and of a test error at least that of drawing 10 000
-  test images (0.12 points at 1.5 %).
-- A published figure counts as reached at its last digit: 68 from 67.5 on. Published figures that were read off a plot have a ≈
-  where they are too close to be told apart. A bound beside ours that is no published figure is ours, or said in words.
+- The spread over seeds is pooled over the rows of a network that have the same method, or where none of those has several
+  seeds, over all of them, of ratios relative to their means: three seeds alone say little about it. An interval of a test
+  error is never narrower than drawing 10 000 test images makes it (0.24 points to each side at 1.5 %). Of two figures, the
+  root of the sum of the squares of both ± counts.
+- A published figure is known to half of its last digit; its own spread is not known and not counted. Published figures that
+  were read off a plot have a ≈ where they are too close to be told apart. A bound beside ours that is no published figure is
+  ours, or said in words.
 
 `svdo-report render all` writes this page from the records in `runs/` and `measured/`."""
 PAPERS = {
@@ -62,6 +68,7 @@ measurement; hours are those of its training or measurement, on the clock."""
 OURS = """\
 No paper makes them, or theirs is about another machine, or has figures that could not be read."""
 UNKNOWN = "not measured yet"
+WRONG = 0.05  # the share of comparisons that a 95 % interval decides wrongly where there is no difference
 BREAK = "<br>"  # of a line within a cell
 
 
@@ -69,7 +76,7 @@ def page(reports: Sequence[Evidence]) -> dict[Path, bytes]:
     """The file, by its path."""
     reports = sorted(reports, key=lambda evidence: evidence.report.place)
     toy = ["# Toy settings: no figure here can be compared with anything"] * any(item.report.quick for item in reports)
-    parts = [*toy, INTRODUCTION]
+    parts = [*toy, HEAD, *_first_screen(reports), INTRODUCTION]
     for paper, title in PAPERS.items():
         claims = [(evidence, claim) for evidence in reports for claim in evidence.report.claims]
         asked = _claims([(e, c) for e, c in claims if paper == ("" if c.ours else e.report.paper)])
@@ -86,6 +93,36 @@ def page(reports: Sequence[Evidence]) -> dict[Path, bytes]:
                 parts += [f"![{figure.caption or evidence.report.title}]({path})"] + [figure.caption] * bool(figure.caption)
         parts += _trained_again(list({run.config.id: run for _, runs in evidence.figures for run in runs}.values()))
     return {reports[0].results_dir / "README.md": ("\n\n".join(parts) + "\n").encode()}
+
+
+def _first_screen(reports: Sequence[Evidence]) -> list[str]:
+    """What came out, in lines, and the claims that have a headline; how many of all verdicts may be wrong by chance."""
+    said = [] if any(evidence.report.quick for evidence in reports) else [text for e in reports for text in e.report.brief]
+    rows = []
+    for evidence in reports:
+        for claim in evidence.report.claims:
+            if claim.headline and (verdict := judge(evidence, claim)).judgements:
+                word, _, _, published, ours = _row(evidence, claim, verdict)
+                rows.append([f"{claim.headline} ({_link(evidence)})", published, ours, word])
+    parts = ["\n".join(f"- {text}" for text in said)] if said else []
+    if rows:
+        parts.append(
+            tabulate(rows, ["claim (table)", "published", "ours", "verdict"], tablefmt="github", disable_numparse=True)
+        )
+    return [*parts, *_by_chance(reports)]
+
+
+def _by_chance(reports: Sequence[Evidence]) -> list[str]:
+    """A sentence on how many comparisons there are, and how many of them chance alone may decide."""
+    judgements = [each for e in reports for claim in e.report.claims for each in judge(e, claim).judgements]
+    compared = [each for each in judgements if each.word not in UNLIKE.values()]
+    if not compared:
+        return []
+    wrong = WRONG * len(compared)
+    return [
+        f"The claims on this page rest on {len(compared)} comparisons by 95 % intervals. Where two figures are truly alike, one"
+        f" in 20 of them says otherwise by chance: up to about {wrong:.0f} in all. A verdict by one run is weak evidence."
+    ]
 
 
 def _findings(reports: Sequence[Evidence]) -> list[str]:
@@ -113,15 +150,12 @@ def _claims(declared: Sequence[tuple[Evidence, Claim]]) -> list[str]:
     made = [(evidence, claim, verdict) for evidence, claim, verdict in claims if verdict.judgements]
     verdicts = [verdict for *_, verdict in made]
     counted = []
-    for name, word in (
-        ("Hold", Word.HOLDS),
-        ("Do not hold", Word.FAILS),
-        ("Undecided", Word.TIE),
-        ("Not everywhere the same", None),
-    ):
+    for word in (*Word, None):
         alike = [verdict for verdict in verdicts if verdict.word is word]
         single = sum(verdict.once is not None for verdict in alike)
-        counted.append(f"{name}: {len(alike)}" + f" ({single} by one run or measurement)" * bool(single))
+        name = word.value.strip("*").capitalize() if word else "Not everywhere the same"
+        if alike:
+            counted.append(f"{name}: {len(alike)}" + f" ({single} by one run or measurement)" * bool(single))
     parts = [f"Claims: {len(claims)}, of which measured, some in part: {len(made)}. {'. '.join(counted)}."]
     if made:
         headers = ["verdict", "by", "claim (table)", "published", "ours"]

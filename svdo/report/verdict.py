@@ -9,23 +9,32 @@ from typing import Any
 
 from . import render
 from .evidence import Evidence, Planned
+from .intervals import half_width
 from .spec import Claim, Column
-from .values import measure
-
-TEST_IMAGES = 10_000  # of each of the data sets
+from .values import Measured, measure
 
 
 class Word(Enum):
     """What is said of a claim in one group of rows."""
 
+    REPLICATES = "replicates"
+    BETTER = "better"
+    AS_GOOD = "as good"
+    WORSE = "**worse**"
+    DIFFERS = "**differs**"
     HOLDS = "holds"
     FAILS = "**does not hold**"
-    TIE = "undecided"
+    OPEN = "open"
+    CONFOUNDED = "confounded"
+    NOT_COMPARABLE = "not comparable"
 
-    @property
-    def sign(self) -> str:
-        """How the smaller figure that it expects stands to the larger one."""
-        return {Word.HOLDS: "<", Word.FAILS: ">", Word.TIE: "≈"}[self]
+
+class Order(Enum):
+    """How the figure that a claim expects to be smaller stands to the larger one, as far as their intervals tell."""
+
+    BELOW = "<"
+    ABOVE = ">"
+    ALIKE = "≈"
 
 
 class Once(Enum):
@@ -37,11 +46,11 @@ class Once(Enum):
 
 @dataclass(frozen=True)
 class Side:
-    """One figure of a claim: its mean at the digits shown, how it is written (empty until measured), its spread if known."""
+    """One figure of a claim: its mean at the digits shown, how it is written (empty until measured), half its interval."""
 
     mean: float
     text: str
-    std: float = 0.0
+    half: float = 0.0
     once: Once | None = None
 
 
@@ -97,9 +106,48 @@ def judge(evidence: Evidence, claim: Claim) -> Verdict:
 
 
 def _judged(evidence: Evidence, claim: Claim, group: str, less: Side, more: Side, once: bool) -> Judgement:
-    word = _word(less, more)
-    ours = _compared(claim, less, more, word, once, _bound(evidence, claim, group) is not None)
+    order, bound = _order(less, more), _bound(evidence, claim, group)
+    ours = _compared(claim, less, more, order, once, bound is not None)
+    word = (
+        _word(claim, order, claim.ours or not evidence.report.paper)
+        if bound is None
+        else _against(claim, order, bound, less, more)
+    )
     return Judgement(group, word, _margin(evidence, claim, group, less, more), _published(evidence, claim, group), ours)
+
+
+def setting(claim: Claim) -> str:
+    """One of ``SETTINGS``: the declared one, or by the rows that it names."""
+    labels = [str(side[0]) for side in (claim.less, claim.more) if isinstance(side, list)]
+    return claim.setting or ("same" if any("authors'" in label for label in labels) else "schedule")
+
+
+UNLIKE = {"other": Word.NOT_COMPARABLE, "confounded": Word.CONFOUNDED}
+
+
+def _word(claim: Claim, order: Order, own: bool) -> Word:
+    """Of a claim, our own or a paper's, about two figures of ours, or a bound that nobody published."""
+    if order is Order.ALIKE:
+        return Word.OPEN
+    if own:
+        words = {Order.BELOW: Word.HOLDS, Order.ABOVE: Word.FAILS}
+    else:
+        words = {Order.BELOW: Word.REPLICATES, Order.ABOVE: Word.DIFFERS}
+    return UNLIKE.get(setting(claim), words[order])
+
+
+def _against(claim: Claim, order: Order, published: float, less: Side, more: Side) -> Word:
+    """Of a claim about a published figure: within the interval of ours and half of its last digit, or to which side of it."""
+    ours, bound = (less, more) if isinstance(claim.less, list) else (more, less)
+    made = setting(claim)
+    if made in UNLIKE:
+        return UNLIKE[made]
+    within = abs(ours.mean - published) <= ours.half + abs(bound.mean - published)
+    if made == "same":
+        return Word.REPLICATES if within else Word.DIFFERS
+    if within:
+        return Word.AS_GOOD
+    return Word.BETTER if order is Order.BELOW else Word.WORSE
 
 
 def _column(evidence: Evidence, claim: Claim, side: Any = None) -> Column:
@@ -129,25 +177,25 @@ def _bound(evidence: Evidence, claim: Claim, group: str) -> float | None:
     return None
 
 
-def _compared(claim: Claim, less: Side, more: Side, word: Word, once: bool, published: bool) -> str:
+def _compared(claim: Claim, less: Side, more: Side, order: Order, once: bool, published: bool) -> str:
     """Both sides with their order, or ours that is held against a published figure; a single run said where not all are."""
     told = ["" if once or side.once is not Once.RUN or "so far)" in side.text else " (1 run)" for side in (less, more)]
     first, second = less.text + told[0], more.text + told[1]
     if not published:
-        return f"{first} {word.sign} {second}"
+        return f"{first} {order.value} {second}"
     return first if isinstance(claim.less, list) else second
 
 
-def _word(less: Side, more: Side) -> Word:
-    """Whether the first is below the second; a tie where they are no further apart than both spreads together.
+def _order(less: Side, more: Side) -> Order:
+    """Which is smaller, or alike where they are no further apart than both intervals together.
 
-    A ratio of a network with nothing left is neither.
+    A ratio of a network with nothing left is neither, and counts against the claim.
     """
     if not math.isfinite(less.mean + more.mean):
-        return Word.FAILS
-    if abs(less.mean - more.mean) <= math.hypot(less.std, more.std):
-        return Word.TIE
-    return Word.HOLDS if less.mean < more.mean else Word.FAILS
+        return Order.ABOVE
+    if abs(less.mean - more.mean) <= math.hypot(less.half, more.half):
+        return Order.ALIKE
+    return Order.BELOW if less.mean < more.mean else Order.ABOVE
 
 
 def _measured(evidence: Evidence, claim: Claim, side: Any, group: str) -> Side | None:
@@ -156,8 +204,8 @@ def _measured(evidence: Evidence, claim: Claim, side: Any, group: str) -> Side |
     if not isinstance(side, list):
         return Side(float(side), f"{side:g}{_unit(column)}")
     label, _, group = _place(side, group)
-    items = next((items for row, items in evidence.rows if (row.group, row.label) == (group, label)), None)
-    if items is None:
+    row, items = next(((row, items) for row, items in evidence.rows if (row.group, row.label) == (group, label)), (None, []))
+    if row is None:
         return None
     found = measure(items, column)
     if found is None:
@@ -165,21 +213,13 @@ def _measured(evidence: Evidence, claim: Claim, side: Any, group: str) -> Side |
     part = f" ({found.n} of {len(items)} seeds so far)" if found.n < len(items) else ""
     trained = any(isinstance(item, Planned) for item in items)
     once = None if found.n > 1 else Once.RUN if trained else Once.MEASUREMENT
-    std = _spread(evidence, column, group, found.means[0]) if once is Once.RUN else found.stds[0]
-    single = f" (± {format(std, column.format)})" if once is Once.RUN and std > 0 else ""
-    text = render.measured_text(found, column) + single + _unit(column) + part
+    half = half_width(evidence, row, items, column, found)
+    mean = render.measured_text(Measured(found.means, (0.0,) * len(found.means), 1), column)
+    text = mean + (f" ± {format(half, column.format)}" if half else "") + _unit(column) + part
     for other in evidence.report.columns:
         if other.key == claim.beside and (ratio := measure(items, other)):
             text += f" at {format(ratio.means[0], other.format)}×"
-    return Side(float(format(found.means[0], column.format)), text, std, once)
-
-
-def _spread(evidence: Evidence, column: Column, group: str, mean: float) -> float:
-    """What a single run may be off by: the largest spread over seeds of a row beside it; the sampling error of a test error."""
-    several = (measure(items, column) for row, items in evidence.rows if row.group == group)
-    spreads = [found.stds[0] for found in several if found is not None and found.n > 1]
-    sampling = [math.sqrt(mean * (100.0 - mean) / TEST_IMAGES)] if column.key == "test.error" else []
-    return max([*spreads, *sampling], default=0.0)
+    return Side(float(format(found.means[0], column.format)), text, half, once)
 
 
 def _unit(column: Column) -> str:
@@ -204,8 +244,8 @@ def _published(evidence: Evidence, claim: Claim, group: str) -> str:
     if claim.beside:
         ratios = [_quoted(evidence, [side[0], claim.beside, *side[2:]], group) for side in (claim.less, claim.more)]
         texts = [text + f" at {ratio:.3g}×" * (ratio is not None) for text, ratio in zip(texts, ratios, strict=True)]
-    word = Word.TIE if abs(less - more) <= column.reading else Word.HOLDS if less < more else Word.FAILS
-    return f"{texts[0]} {word.sign} {texts[1]}"
+    order = Order.ALIKE if abs(less - more) <= column.reading else Order.BELOW if less < more else Order.ABOVE
+    return f"{texts[0]} {order.value} {texts[1]}"
 
 
 def _quoted(evidence: Evidence, side: Any, group: str) -> float | None:

@@ -39,7 +39,7 @@ def test_the_index_counts_the_claims_of_each_paper(report: spec.Report, tmp_path
     ((_, page),) = page_of([evidence]).items()
     text = page.decode()
     once = " (1 by one run or measurement)"
-    words = f"Hold: 1{once}. Do not hold: 1{once}. Undecided: 1{once}. Not everywhere the same: 0."
+    words = f"Replicates: 1{once}. Differs: 1{once}. Open: 1{once}."
     counts = f"Claims: 4, of which measured, some in part: 3. {words}"
     said = "Published figures that ours can fall short of, each in the first row that quotes it, which may be by our schedule"
     each = f"\n{said}"
@@ -50,7 +50,7 @@ def test_the_index_counts_the_claims_of_each_paper(report: spec.Report, tmp_path
     assert "Not measured yet; the tables say how long that takes:\n\n- unlike SWS (" in text
     assert f"{each}: of variational dropout, 2 reached.\n" in text
     assert "Kingma" not in text  # no report on it
-    assert "our own" not in text
+    assert "## Claims of our own" not in text
     assert "not measured yet: [mini](tables/mini.md)" in text
     twice = [*evidence.rows, *((replace(row, label=f"{row.label}, again"), items) for row, items in evidence.rows)]
     ((_, page),) = page_of([replace(evidence, rows=twice)]).items()
@@ -67,3 +67,27 @@ def test_the_committed_index_is_what_committed_records_render_to(monkeypatch: py
     monkeypatch.chdir(Path(__file__).parents[2])
     pages = page_of([evidences.gather(spec.load(name)) for name in spec.names()])
     assert Path("results/README.md").read_bytes() == pages[Path("results/README.md")]
+
+
+def test_the_first_screen_is_read_in_a_minute(report: spec.Report, tmp_path: Path) -> None:
+    put(tmp_path, record(("model=lenet300", "method=sparsevd", "seed=0"), 1.8, 70.0))
+    claims = [
+        spec.Claim("said at length", ["Sparse VD", "test.error"], 1.925, headline="in short"),
+        spec.Claim("not there", 1, 2),
+    ]
+    claims[1].less = ["Sparse VD", "test.error"]
+    report = replace(report, paper="2017", claims=claims, brief=["It came out."])
+    evidence = replace(evidence_of(collected(report, tmp_path), tmp_path), report=report)
+    ((_, content),) = page_of([evidence]).items()
+    screen = content.decode().split("# How to read this page")[0]
+    assert "\n- It came out.\n" in screen
+    (row,) = [[cell.strip() for cell in line.strip("|").split("|")] for line in screen.splitlines() if "in short" in line]
+    assert row == ["in short ([mini](tables/mini.md))", "1.92 %", "1.80 ± 0.26 % (1 of 3 seeds so far)", "as good, one run"]
+    assert "not there" not in screen
+    assert "rest on 2 comparisons by 95 % intervals" in screen
+
+
+def test_the_committed_first_screen_has_ten_lines_and_fifteen_rows_at_most() -> None:
+    reports = [spec.load(name) for name in spec.names()]
+    assert 0 < sum(len(report.brief) for report in reports) <= 10
+    assert 0 < sum(bool(claim.headline) for report in reports for claim in report.claims) <= 15
