@@ -50,13 +50,13 @@ def test_a_measurement_of_networks_trains_them_first(
     assert json.loads(made.read_text())["provenance"]["precision"] == "fp32"  # the networks' is another
     before = made.stat().st_mtime_ns
     capsys.readouterr()
-    measuring = os.open(made.parent, os.O_RDONLY)
-    fcntl.flock(measuring, fcntl.LOCK_EX)  # another process is at it, and this one looked before that
+    held = os.open(made.parent, os.O_RDONLY)
+    fcntl.flock(held, fcntl.LOCK_EX)  # another process is at it, and this one looked before that
     late = threading.Thread(target=measuring.measure, args=[evidence])
     late.start()
     late.join(0.5)
     assert late.is_alive()
-    os.close(measuring)
+    os.close(held)
     late.join(60)
     assert capsys.readouterr().out == "another process is measuring; waiting for it to end\n"
     assert made.stat().st_mtime_ns == before

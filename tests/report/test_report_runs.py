@@ -149,7 +149,7 @@ def test_runs_whose_data_cannot_be_had_are_left_out_with_one_note(
         asked.append(name)
         raise UnavailableError("mnist could not be fetched: no network")
 
-    monkeypatch.setattr(train, "load", load)
+    monkeypatch.setattr("svdo.train.loop.load", load)
     with pytest.raises(SystemExit) as stop:
         small("run")
     assert stop.value.code == 1
