@@ -19,7 +19,6 @@ ORDER = [
     "counts",
     "data",
     "evaluate",
-    "estimators",
     "runs",
     "machine",
     "train",

@@ -120,7 +120,7 @@ def test_cubic_kl_has_the_exact_limit_as_alpha_goes_to_0() -> None:
 
 
 def test_the_kls_table_has_the_largest_misses_up_to_the_ends() -> None:
-    found = measures.kl({}, Path(), measures.TOY)
+    found = measures.find("kl")({}, Path(), measures.TOY)
     for name, kl, end in (("sigmoid", sigmoid_kl, 10.0), ("cubic", cubic_kl, 0.0)):
         at = np.linspace(-10.0, end, 401)
         missed = values(kl, at) - np.array([exact_kl(x) for x in at])

@@ -10,7 +10,7 @@ from torch import nn
 
 from svdo.data import DataSpec
 from svdo.errors import UserError
-from svdo.models import MODELS, build, find
+from svdo.models import MODELS, Model, build, find
 from svdo.models.convnet import ConvNet
 from svdo.models.lenet import LeNet5, LeNet300
 from svdo.models.mlp import MLP

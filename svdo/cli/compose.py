@@ -94,8 +94,6 @@ def check(cfg: DictConfig, overrides: Sequence[str]) -> Config:
         train=_typed("train", parts["train"], TrainConfig),
         runtime=_typed("runtime", parts["runtime"], RuntimeConfig),
     )
-    if isinstance(config.method, methods.DropoutMethod) and isinstance(config.model, models.Model):
-        config.method.rates = config.method.rates or config.model.dropout
     for key, kind in (("seed", int), ("pretrained", str), ("results_dir", str), ("data_dir", str)):
         value = parts[key]
         if kind is str and type(value) in (int, float):  # a folder may be called 2017, or 2024_06_01
@@ -103,6 +101,13 @@ def check(cfg: DictConfig, overrides: Sequence[str]) -> Config:
         if type(value) is not kind:
             raise UserError(f"{key}={value} is not of type {kind.__name__}")
         setattr(config, key, value)
+    return completed(config)
+
+
+def completed(config: Config) -> Config:
+    """The same with the model's customary rates where the method has none; raises ``UserError`` as ``check`` does."""
+    if isinstance(config.method, methods.DropoutMethod) and isinstance(config.model, models.Model):
+        config.method.rates = config.method.rates or config.model.dropout
     config.check()
     chosen = [*map(type, (config.model, config.dataset, config.method, config.task)), find_optimizer(config.train.optimizer)]
     config.imports = extensions.origins(chosen)

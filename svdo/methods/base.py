@@ -25,6 +25,8 @@ class Method(Choice):
 
     label: ClassVar[str]  # the method's name in tables
     sparsifies: ClassVar[bool] = False  # whether it removes weights, at its end more than at its start
+    variational: ClassVar[bool] = False  # whether it learns its noise by a variational bound
+    learns_rates: ClassVar[bool] = False  # whether that noise is a dropout rate, alpha = p / (1 - p), worth showing as one
 
     def noise(self, layer: NoisyLayer, name: str) -> Noise | None:
         """The noise of one Linear or Conv2d layer, called ``name`` in its network; None leaves the layer plain."""

@@ -102,6 +102,7 @@ class SparseVD(Method):
     """
 
     label: ClassVar[str] = "Sparse VD"
+    variational: ClassVar[bool] = True
     sparsifies: ClassVar[bool] = True
     name: str = "sparsevd"
     log_sigma2: float = -10.0

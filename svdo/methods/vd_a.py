@@ -63,6 +63,8 @@ class VDA(DropoutMethod):
     """``rates``: the p that alpha starts from, per layer; ``sharing``: one alpha per ``layer`` or per input ``unit``."""
 
     label: ClassVar[str] = "Variational dropout A"
+    variational: ClassVar[bool] = True
+    learns_rates: ClassVar[bool] = True
     kl_scale: ClassVar[float] = 1.0
     name: str = "vd_a"
     sharing: str = "unit"

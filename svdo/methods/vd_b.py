@@ -62,6 +62,8 @@ class VDB(DropoutMethod):
     """``rates``: the p that alpha starts from; ``sharing``: one alpha per ``layer``, input ``unit`` or ``weight``."""
 
     label: ClassVar[str] = "Variational dropout B"
+    variational: ClassVar[bool] = True
+    learns_rates: ClassVar[bool] = True
     name: str = "vd_b"
     sharing: str = "weight"
 

@@ -1,5 +1,7 @@
 """Declared tables.
 
-``spec`` says what is declared, ``collect`` takes it from the run store, ``measures`` measures what no run's record holds,
-``watch`` looks closer at runs, ``render``, ``figures`` and ``index`` write tables, pictures and claims, ``cli`` has the verbs.
+``spec`` says what is declared, ``composing`` makes configurations of it, ``evidence`` finds in the run store (``records``) what
+it rests on, ``values`` makes cells of that, ``distances`` and ``verdict`` judge cells and claims, ``expected`` tells what a run
+takes. ``measuring`` measures what no run's record holds, one file each in ``measures``; ``watch`` looks closer at runs.
+``render`` and ``page`` write tables and ``results/README.md``, ``figures`` has a file for each picture, ``cli`` the verbs.
 """

@@ -5,20 +5,26 @@ from __future__ import annotations
 import argparse
 import itertools
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NoReturn
 
+import torch
+
 from .. import machine, train
-from ..cli.compose import compose, given
+from ..cli.compose import given
 from ..cli.run import exit_status
 from ..config import Config
 from ..data.sources import UnavailableError
 from ..errors import UserError
-from ..runs import REBUILT, finished
+from ..runs import REBUILT, Record
 from ..runs.disk import write_atomically
 from ..train import console
-from . import collect, index, measures, render, spec, verify, watch
-from .collect import Evidence, Planned
+from . import evidence as evidences
+from . import figures, measuring, page, records, render, spec, verify, watch
+from .composing import compose
+from .evidence import Evidence, Planned
+from .expected import Expected, expected
 
 VERBS = {
     "plan": "list the runs that are missing, the line that trains each, and how long it takes",
@@ -62,7 +68,7 @@ def main() -> None:
             _refuse_to_mix(overrides)
         act = {"plan": _plan, "run": _run, "render": _render, "check": _check}[arguments.verb]
         several, failed = len(reports) > 1, False
-        gathered = [collect.gather(spec.toy(report) if arguments.quick else report, overrides) for report in reports]
+        gathered = [evidences.gather(spec.toy(report) if arguments.quick else report, overrides) for report in reports]
         for evidence in gathered:
             try:
                 failed |= act(evidence, several)
@@ -72,7 +78,7 @@ def main() -> None:
                 print(f"svdo: {evidence.report.name}: {error}", file=sys.stderr, flush=True)
                 failed = True
         if arguments.verb == "render" and several:
-            _write(index.page(gathered))
+            _write(page.page(gathered))
         if failed:
             sys.exit(1)
 
@@ -103,14 +109,14 @@ def _unseen(evidence: Evidence) -> list[Planned]:
 
 def _missing(evidence: Evidence) -> list[Planned]:
     """What is to be trained, parents first; a run that figures look at closely is trained with snapshots."""
-    found = {run.run.folder: run for run in collect.missing(evidence.runs)}
+    found = {run.run.folder: run for run in evidences.missing(evidence.runs)}
     for run in _unseen(evidence):
         if watch.source(run) is None:
             closer = watch.to_train(run)
             found[closer.run.folder] = closer
     if _to_measure(evidence):
         for needed in itertools.chain(*evidence.needs.values()):
-            if absent := collect.without_weights(needed):
+            if absent := evidences.without_weights(needed):
                 found.setdefault(absent.run.folder, absent)
     return list(found.values())
 
@@ -126,17 +132,18 @@ def _to_measure(evidence: Evidence) -> bool:
 def _plan(evidence: Evidence, brief: bool) -> bool:
     """The commands and the sum of their times; ``brief`` is the sum alone."""
     missing, name = _missing(evidence), evidence.report.name
-    records = list(finished(evidence.results_dir))
-    times = [collect.expected_seconds(run.config, records, machine.device_type(run.config.runtime)) for run in missing]
+    known = records.finished(evidence.results_dir) if missing else []
+    times = [_expected(run, known) for run in missing]
     if not brief:
-        for run, seconds in zip(missing, times, strict=True):
-            print(f"{run.command}   # {render.minutes(seconds)}")
+        for run, time in zip(missing, times, strict=True):
+            print(f"{run.command}   # {time or render.NOT_TIMED}")
         if _to_measure(evidence):
             print(f"svdo-report run {name}   # measures {evidence.report.measure}")
-    total, untimed = sum(seconds or 0.0 for seconds in times), None in times
     needed = {run.config.id: run for run in evidence.runs}
     done = sum(run.record is not None for run in needed.values())
-    parts = [f"about {render.minutes(total)}"] * bool(total) + ["some not timed yet" if total else "not timed yet"] * untimed
+    parts = [f"about {amount}" for amount in _sums(times)]
+    if None in times:
+        parts.append("some not timed yet" if parts else render.NOT_TIMED)
     again = sum(map(_is_rebuilt, missing))
     said = [f"{done} of {len(needed)} runs done, {len(needed) - done} missing"] * bool(needed)
     said += [f"{again} to train again for weights that are not kept"] * bool(again)
@@ -145,9 +152,24 @@ def _plan(evidence: Evidence, brief: bool) -> bool:
     return False
 
 
+def _expected(run: Planned, known: list[Record]) -> Expected | None:
+    runtime = run.config.runtime
+    device = machine.device_type(runtime)
+    return expected(run.config, known, device, machine.precision(runtime, torch.device(device)))
+
+
+def _sums(times: list[Expected | None]) -> list[str]:
+    """What a CPU takes, and what a GPU takes."""
+    sums = []
+    for on_gpu in (False, True):
+        if timed := [time for time in times if time and time.on_gpu == on_gpu]:
+            sums.append(replace(timed[0], seconds=sum(time.seconds for time in timed)).amount)
+    return sums
+
+
 def _next(left: list[Planned]) -> Planned:
     """The first run that no other process is training and whose parent is trained; where there is none, the first."""
-    ready = (run for run in left if not run.run.busy() and not (run.parent and collect.without_weights(run.parent)))
+    ready = (run for run in left if not run.run.busy() and not (run.parent and evidences.without_weights(run.parent)))
     return next(ready, left[0])
 
 
@@ -184,7 +206,7 @@ def _run(evidence: Evidence, brief: bool) -> bool:
     for name, reason in unavailable.items():
         print(f"svdo: all runs on {name} are left out: {reason}", file=sys.stderr, flush=True)
     if _to_measure(evidence) and not failed and not unavailable:
-        measures.measure(evidence)
+        measuring.measure(evidence)
     elif not outcomes and not unavailable:
         print(f"{evidence.report.name}: everything is done")
     if failed:
@@ -229,10 +251,8 @@ def _drawn(evidence: Evidence) -> dict[Path, bytes]:
             print(f"figure {figure.name} stays as it is: svdo-report run has not {what} yet")
             continue
         try:
-            from . import figures as drawing
-
-            watched = [drawing.Watched(run, found) for run in runs if (found := seen[run.config.id]) is not None]
-            for suffix, content in drawing.DRAW[figure.draw](evidence, watched).items():
+            watched = [figures.Watched(run, found) for run in runs if (found := seen[run.config.id]) is not None]
+            for suffix, content in figures.find(figure.draw)(evidence, watched).items():
                 files[evidence.results_dir / "figures" / f"{figure.name}.{suffix}"] = content
         except ImportError as error:
             print(f"figure {figure.name} stays as it is: {error}; pip install '.[plot]' draws it")

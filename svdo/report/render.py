@@ -12,8 +12,13 @@ from typing import Any
 from tabulate import tabulate
 
 from ..runs import Record
-from .collect import Finding, Measured, Planned, Rows, expected_seconds, measure, verdict
+from .distances import distance
+from .evidence import Finding, Planned, Rows
+from .expected import core_seconds, expected
 from .spec import Column, Report, Row
+from .values import Measured, measure
+
+NOT_TIMED = "not timed yet"
 
 
 def table(report: Report, collected: Rows) -> tuple[list[str], list[list[str]]]:
@@ -43,8 +48,7 @@ def core_minutes(records: Sequence[Record]) -> str:
     """Wall time of one run times its threads, a mean; of runs on a GPU, minutes."""
     cpu = [r for r in records if r["provenance"]["device"].startswith("cpu")]
     gpu = [r for r in records if r not in cpu]
-    # Older records count the threads of the last of their processes throughout.
-    seconds = [r.get("core_seconds", r["seconds"] * r["provenance"]["threads"]) for r in cpu]
+    seconds = [core_seconds(r) for r in cpu]
     texts = [f"{statistics.fmean(seconds) / 60:.1f}"] if cpu else []
     texts += [f"{statistics.fmean(r['seconds'] for r in gpu) / 60:.1f} on a GPU"] if gpu else []
     return ", ".join(texts)
@@ -57,34 +61,47 @@ def markdown(report: Report, collected: Rows) -> str:
     notes = [*report.notes, *(f"{_label(row)}: {row.note}" for row, _ in collected if row.note)]
     if notes:
         parts.append("\n".join(f"- {note}" for note in notes))
+    parts += [*_sources(collected), *_records(report, collected), *_left(collected)]
+    return "\n\n".join(parts) + "\n"
+
+
+def _sources(collected: Rows) -> list[str]:
+    """Where the published figures are quoted from."""
     quoted = [row for row, _ in collected if row.source]
     by_source = {row.source: [_label(other) for other in quoted if other.source == row.source] for row in quoted}
+    if len(by_source) == 1:
+        return [f"Published figures, as quoted: {quoted[0].source}"]
     sources = [f"- {'; '.join(labels)}: {source}" for source, labels in by_source.items()]
-    if len(sources) == 1:
-        parts.append(f"Published figures, as quoted: {quoted[0].source}")
-    elif sources:
-        parts += ["Published figures, as quoted:", "\n".join(sources)]
+    return ["Published figures, as quoted:", "\n".join(sources)] if sources else []
+
+
+def _records(report: Report, collected: Rows) -> list[str]:
+    """The ids of the runs behind each row, and the command of the first."""
     ids = []
     for row, items in collected:
         names = dict.fromkeys(f"`{record['id']}`" for item in items if (record := item.record) is not None)
         commands = [item.command for item in items if isinstance(item, Planned)][:1]
         ids += [f"- {_label(row)}: " + ", ".join([*names, *(f"by `{command}`" for command in commands)])] if names else []
-    if ids:
-        runs = any(isinstance(item, Planned) for _, items in collected for item in items)
-        kept = ["`results/runs/<id>/result.json`"] * runs
-        kept += [f"`results/measured/{report.name}.json`"] * any(row.measured for row, _ in collected)
-        parts += [f"Measured figures, by record ({', '.join(kept)}):", "\n".join(ids)]
+    if not ids:
+        return []
+    runs = any(isinstance(item, Planned) for _, items in collected for item in items)
+    kept = ["`results/runs/<id>/result.json`"] * runs
+    kept += [f"`results/measured/{report.name}.json`"] * any(row.measured for row, _ in collected)
+    return [f"Measured figures, by record ({', '.join(kept)}):", "\n".join(ids)]
+
+
+def _left(collected: Rows) -> list[str]:
+    """What is still to be trained, timed by the table's own runs."""
     left = [run for _, items in collected for run in items if isinstance(run, Planned) and run.record is None]
-    if left:
-        records = [record for _, items in collected for run in items if isinstance(run, Planned) and (record := run.record)]
-        times = [minutes(expected_seconds(run.config, records)) for run in left]
-        lines = [f"{run.command}   # {time}" for run, time in zip(left, times, strict=True)]
-        empty = [_label(row) for row, items in collected if _empty(row, items)]
-        if empty:
-            parts.append(f"Rows that have no figure yet, published or measured, are not shown: {'; '.join(empty)}.")
-        parts.append("Still to be trained (`svdo-report plan` names what these start from, too):")
-        parts.append("\n".join(["```bash", *lines, "```"]))
-    return "\n\n".join(parts) + "\n"
+    if not left:
+        return []
+    records = [record for _, items in collected for run in items if isinstance(run, Planned) and (record := run.record)]
+    times = [expected(run.config, records) for run in left]
+    lines = [f"{run.command}   # {time or NOT_TIMED}" for run, time in zip(left, times, strict=True)]
+    empty = [_label(row) for row, items in collected if _empty(row, items)]
+    said = [f"Rows that have no figure yet, published or measured, are not shown: {'; '.join(empty)}."] if empty else []
+    said.append("Still to be trained (`svdo-report plan` names what these start from, too):")
+    return [*said, "\n".join(["```bash", *lines, "```"])]
 
 
 def latex(report: Report, collected: Rows) -> str:
@@ -106,7 +123,7 @@ def comma_separated(report: Report, collected: Rows) -> str:
                 mean, std = (" ".join(f"{value:.6g}" for value in part) for part in (measured.means, measured.stds))
                 n = str(measured.n)
             quoted = " ".join(map(str, published)) if isinstance(published, list) else published
-            writer.writerow([row.group, row.label, column.key, quoted, mean, std, n, verdict(measured, column, published)])
+            writer.writerow([row.group, row.label, column.key, quoted, mean, std, n, distance(measured, column, published)])
     return text.getvalue()
 
 
@@ -117,7 +134,7 @@ def verdicts(report: Report, collected: Rows) -> str:
         for column in report.columns:
             published = row.published.get(column.key)
             measured = measure(planned, column)
-            word = verdict(measured, column, published)
+            word = distance(measured, column, published)
             if word and planned:
                 ours = measured_text(measured, column) or "-"
                 lines.append([row.group, row.label, column.label, _published(published, column), ours, word])
@@ -135,11 +152,6 @@ def measured_text(measured: Measured | None, column: Column) -> str:
     if len(measured.means) > 1 or alone or not math.isfinite(measured.means[0]):
         return means
     return f"{means} ± {measured.stds[0]:{column.format}}"
-
-
-def minutes(seconds: float | None) -> str:
-    """An expected time in words."""
-    return "not timed yet" if seconds is None else f"{seconds / 60:.1f} min"
 
 
 def _published(value: Any, column: Column) -> str:

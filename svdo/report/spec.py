@@ -12,6 +12,10 @@ from yaml import YAMLError
 
 from ..errors import UserError, require
 
+# How ours was made, beside what was published: alike; by a schedule of ours, all else alike; by another recipe, so that figures
+# do not compare; or so that something else than what is claimed may have made the difference.
+SETTINGS = ("same", "schedule", "other", "confounded")
+
 
 @dataclass
 class Column:
@@ -66,7 +70,8 @@ class Claim:
 
     Each is a number, or a row's label, a column's key and, where it is not the group at hand, the row's group. ``groups`` are
     those that count, left out all. ``beside`` is the key of a ratio that is written with both; ``ours`` says that no paper
-    claims it.
+    claims it. ``setting`` is one of ``SETTINGS``, or empty: then rows of the authors' schedule have the published setting, and
+    others ours. ``headline`` is the claim in a few words for the first screen of results/README.md, empty where not there.
     """
 
     says: str = MISSING
@@ -75,6 +80,8 @@ class Claim:
     groups: list[str] = field(default_factory=list)
     beside: str = ""
     ours: bool = False
+    setting: str = ""
+    headline: str = ""
 
 
 @dataclass
@@ -82,8 +89,8 @@ class Report:
     """A declared table, with its figures and the claims that it decides.
 
     ``measure`` names a function of ``measures.py``, for what no run's record holds; ``needs`` are overrides of the runs whose
-    networks it looks at, by the name under which it gets them. ``findings`` say in words what came out. ``quick`` is for
-    ``toy``.
+    networks it looks at, by the name under which it gets them. ``findings`` say in words what came out, ``brief`` in a line for
+    the first screen of results/README.md. ``quick`` is for ``toy``.
     """
 
     name: str = ""
@@ -97,6 +104,7 @@ class Report:
     figures: list[Figure] = field(default_factory=list)
     claims: list[Claim] = field(default_factory=list)
     findings: list[str] = field(default_factory=list)
+    brief: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     place: int = 0  # among the reports of results/README.md
     paper: str = ""  # whose claims it decides: 2015 or 2017; none: they answer questions of ours
@@ -122,6 +130,9 @@ def load(name: str) -> Report:
         raise UserError(f"conf/report/{name}.yaml cannot be read: {' '.join(str(error).split())}") from None
     assert isinstance(report, Report)
     report.name = name
+    for claim in report.claims:
+        known = claim.setting in ("", *SETTINGS)
+        require(known, f"conf/report/{name}.yaml: setting={claim.setting} is not a choice; take one of: {', '.join(SETTINGS)}")
     rows = [single for row in report.rows for single in _expanded(row)]
     groups = list(dict.fromkeys(row.group for row in rows))
     report.rows = sorted(rows, key=lambda row: groups.index(row.group))  # what is compared stands together

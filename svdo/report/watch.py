@@ -13,12 +13,12 @@ from .. import train
 from ..config import Config
 from ..counts import at_threshold, sparsity
 from ..errors import UserError
-from ..evaluate import evaluate
 from ..layers import noisy_layers
 from ..runs import REBUILT, Run, copies
 from ..runs.disk import write_atomically
 from ..runs.record import parse
-from .collect import Planned
+from ..tasks.classification import evaluate
+from .evidence import Planned
 
 PIECE = (100, 200)  # outputs and inputs of the first dense layer that are shown
 BINS = np.linspace(-10.0, 16.0, 53)  # what lies beyond counts in the outermost
@@ -60,7 +60,7 @@ def watch(config: Config, run: Run) -> dict[str, np.ndarray]:
             weights = torch.stack([weights[name] for weights in snapshots.values()])
             seen[key] = _half(weights if dimensions == 4 else weights[:, : PIECE[0], : PIECE[1]])
     model, data = train.trained(config, run)
-    layers = [(name, layer.noise.log_alpha(layer.weight)) for name, layer in noisy_layers(model)]
+    layers = [(name, layer.noise.log_alpha(layer.theta)) for name, layer in noisy_layers(model)]
     counts = [_counts(values.detach().flatten().numpy()) for _, values in layers if values is not None]
     seen |= {"layers": np.array([name for name, _ in layers]), "log_alpha": np.stack(counts), "bins": BINS}
     errors, compressions = [], []

@@ -11,7 +11,7 @@ from torch import nn
 
 import svdo
 from svdo.data import ImageSplit, Normalizer
-from svdo.estimators import ESTIMATORS, GROUPS, drawn, gradient_variance, mean_and_error
+from svdo.report.measures.estimators import ESTIMATORS, GROUPS, drawn, gradient_variance, mean_and_error
 
 
 def model_of(*sizes: int, alpha: float = 0.5) -> nn.Sequential:

@@ -1,25 +1,20 @@
-"""From a declared table and the run store to cells: mean and spread over seeds, and what is still missing."""
+"""What a declared table rests on in the run store: its runs, what they start from, and what is still missing."""
 
 from __future__ import annotations
 
 import json
-import math
 import shlex
-import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
-from ..cli.compose import compose
 from ..config import Config, RuntimeConfig, expanded
-from ..data import Dataset
 from ..errors import UserError
-from ..layers import weight_layers
-from ..models import Model, outline
+from ..methods import Method
 from ..runs import REBUILT, Record, Run, with_weights
-from . import spec
-from .spec import Column, Figure, Report, Row
+from . import records, spec
+from .composing import compose
+from .spec import Figure, Report, Row
 
 
 @dataclass(frozen=True)
@@ -43,7 +38,7 @@ class Planned:
     @property
     def record(self) -> Record | None:
         """Its record, once it is done."""
-        return self.run.result()
+        return records.read(self.run)
 
     def at(self, results_dir: str | Path, snapshots: int = 0) -> Planned:
         """The same run in another store, keeping its weights after every so many epochs."""
@@ -58,19 +53,6 @@ class Finding:
     """One outcome of a report's measurement, named like a run's record."""
 
     record: Record | None
-
-
-@dataclass(frozen=True)
-class Measured:
-    """A quantity over a row's finished runs: one mean and one sample standard deviation per value (several for layers).
-
-    A mean is infinite where no run has anything left to divide by, and no number where that is so of some. The single
-    outcome of a measurement has the standard error that it knows.
-    """
-
-    means: tuple[float, ...]
-    stds: tuple[float, ...]
-    n: int
 
 
 Rows = list[tuple[Row, list[Planned | Finding]]]
@@ -93,6 +75,12 @@ class Evidence:
     def runs(self) -> list[Planned]:
         """The runs of all rows."""
         return [item for _, items in self.rows for item in items if isinstance(item, Planned)]
+
+
+def method_of(items: Sequence[Planned | Finding]) -> Method | None:
+    """The method of a row's runs; None where it has none."""
+    methods = (item.config.method for item in items if isinstance(item, Planned))
+    return next((method for method in methods if isinstance(method, Method)), None)
 
 
 def gather(report: Report, extra: Sequence[str] = ()) -> Evidence:
@@ -192,86 +180,3 @@ def without_weights(run: Planned) -> Planned | None:
     if with_weights(run.config.results_dir, run.config.id):
         return None
     return run.at(Path(run.config.results_dir) / REBUILT)
-
-
-def measure(planned: Sequence[Planned | Finding], column: Column) -> Measured | None:
-    """The column's quantity over the runs that are done and have it; None where none has."""
-    records = [record for run in planned if (record := run.record) is not None]
-    values = [value for record in records if (value := _value(record, column.key))]
-    if not values:
-        return None
-    by_part = list(zip(*values, strict=True))
-    means = tuple(math.nan if len({math.isinf(v) for v in part}) > 1 else statistics.fmean(part) for part in by_part)
-    known = max(record.get("spread", {}).get(column.key, 0.0) for record in records)
-    stds = tuple(statistics.stdev(part) if len(part) > 1 and math.isfinite(sum(part)) else known for part in by_part)
-    return Measured(means, stds, len(values))
-
-
-def _value(record: Record, key: str) -> list[float]:
-    """One number, or several; none where the record is older than the quantity, infinity where nothing is left to divide by."""
-    if key.startswith("layers."):
-        values = [layer.get(key.removeprefix("layers.")) for layer in record["layers"]]
-        return [] if None in values else values
-    if key.endswith(".accuracy"):
-        return [100.0 - error for error in _value(record, key.replace("accuracy", "error"))]
-    value: Any = record
-    for part in key.split("."):
-        if part not in value:
-            return []
-        value = value[part]
-    return value if isinstance(value, list) else [math.inf if value is None else value]
-
-
-def verdict(measured: Measured | None, column: Column, published: Any) -> str:
-    """Say reached, close (within the tolerance), short (worse than that) or open (not measured); nothing if none applies."""
-    if published is None or column.better == "none" or isinstance(published, list):
-        return ""
-    if measured is None:
-        return "open"
-    if not math.isfinite(measured.means[0]):
-        return "short"  # nothing left: a ratio that compares with none
-    # A published figure is rounded to the digits that it shows, so ours is compared at those digits.
-    shown = float(format(measured.means[0], ".0f" if isinstance(published, int) else column.format))
-    worse = (shown - published) * (1 if column.better == "lower" else -1)
-    if worse <= 0:
-        return "reached"
-    return "close" if worse <= column.tolerance * abs(published) else "short"
-
-
-def expected_seconds(config: Config, records: Sequence[Record], device: str = "cpu") -> float | None:
-    """Time of a run from the epochs of what ``device`` (cpu or cuda) finished of its network and data set; None without.
-
-    Runs of the same method say more than others; where there are some, they alone count. Where this width was never trained,
-    other widths of the network count, their time taken as proportional to their weights.
-    """
-    wanted = config.as_dict()
-    known = [
-        r
-        for r in records
-        if r["epochs"]
-        and r["model"] == config.model.name
-        and _agrees(r["config"]["dataset"], wanted["dataset"])
-        and r["provenance"]["device"].startswith("cpu") == (device == "cpu")
-    ]
-    known = [r for r in known if r["method"] == config.method.name] or known
-    alike = [r for r in known if _agrees(r["config"]["model"], wanted["model"])]
-    if known and not alike:
-        weights = _weights(config)
-        alike = [{**r, "seconds": r["seconds"] * weights / r["weights"]} for r in known]
-    rates = [r["seconds"] / r["epochs"] * r["config"]["train"]["batch_size"] for r in alike]
-    return statistics.median(rates) * config.train.epochs / config.train.batch_size if rates else None
-
-
-def _agrees(recorded: Record, wanted: Record) -> bool:
-    """In all that the record knows: it can be older than a setting."""
-    return all(wanted.get(key) == value for key, value in recorded.items())
-
-
-def _weights(config: Config) -> int:
-    assert isinstance(config.model, Model)
-    assert isinstance(config.dataset, Dataset)
-    known = config.dataset.outline()
-    if known is None:
-        return 0
-    network = outline(config.model, known[0])
-    return sum(layer.weight.numel() for _, layer in weight_layers(network))

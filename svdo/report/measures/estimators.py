@@ -17,8 +17,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .data import Split
-from .layers import NoisyLayer, noisy_layers
+from ...data import Split
+from ...layers import NoisyLayer, noisy_layers
 
 ESTIMATORS = ("local", "separate", "single", "none")
 GROUPS = 20  # of minibatches, whose estimates of a variance tell its standard error
