@@ -100,7 +100,6 @@ def _job(cfg: DictConfig) -> sweep.Outcome:
     mend_streams()  # a launcher's process has its own
     extensions.take([])
     job = HydraConfig.get()
-    print(f"\n=== {job.job.num + 1}: {job.job.override_dirname or 'defaults'}", flush=True)
     outcome: sweep.Outcome = {
         "label": job.job.override_dirname,
         "overrides": compose.given(job.overrides.task),
@@ -110,11 +109,12 @@ def _job(cfg: DictConfig) -> sweep.Outcome:
     }
     config: Config | None = None
     try:
+        print(f"\n=== {job.job.num + 1}: {job.job.override_dirname or 'defaults'}", flush=True)
         config = compose.check(cfg, job.overrides.task)
         outcome |= {"id": config.id, "results_dir": config.results_dir}
         outcome["status"], _ = train.execute(config)
-    except BrokenPipeError:
-        raise
+    except BrokenPipeError:  # as in exit_status, but here, since Hydra announces an exception with a line of its own
+        sys.exit(141)
     except Exception as error:
         mistaken = isinstance(error, UserError | OSError | OmegaConfBaseException)
         outcome["status"], outcome["exit"] = "failed", 2 if mistaken else 1
