@@ -1,5 +1,6 @@
 """The loop, in this process."""
 
+import json
 import re
 import signal
 import subprocess
@@ -188,8 +189,12 @@ def test_what_a_parent_had_removed_starts_at_zero(tmp_path: Path) -> None:
 
 def test_a_sparse_parent_is_read_without_a_warning_that_is_not_the_users(tmp_path: Path) -> None:
     _, parent = execute(tmp_path, "method=sparsevd", "train.epochs=1")
-    path = Run(tmp_path, parent["id"]).weights  # small weights, as long training makes: at its start the noise would drown them
-    checkpoint.save(path, {key: value * 1e-3 for key, value in checkpoint.load(path).items()})
+    run = Run(tmp_path, parent["id"])  # small weights, as long training makes: at its start the noise would drown them
+    checkpoint.save(run.weights, {key: value * 1e-3 for key, value in checkpoint.load(run.weights).items()})
+    with pytest.raises(UserError, match=r"weights\.pt is damaged \(it is not the file that the record was written with"):
+        execute(tmp_path, f"pretrained={parent['id']}", "method=none", "train.epochs=0")
+    older = {key: value for key, value in parent.items() if key not in ("files", "sha256")}  # records once had no hashes
+    run.record.write_text(json.dumps(older))
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         execute(tmp_path, f"pretrained={parent['id']}", "method=none", "train.epochs=0")
