@@ -28,7 +28,7 @@ from torch import Tensor, nn
 import svdo
 from svdo import machine, train
 from svdo.cli.compose import compose
-from svdo.data import prepare
+from svdo.data import DataSpec, ImageDataset, prepare
 from svdo.data.sources import load
 from svdo.layers import noisy_layers
 from svdo.models import MODELS, build
@@ -51,7 +51,7 @@ def training_step(name: str, kind: str, device: torch.device) -> Step:
     Behind a method's name may stand a precision, or "compiled".
     """
     settings, shape, _ = NETWORKS[name]
-    model = build(MODELS[name.split()[0]](**settings), shape, 10, seed=0)
+    model = build(MODELS[name.split()[0]](**settings), DataSpec(shape, 10), seed=0)
     tuned = kind != "dense"
     method, _, way = kind.partition(" ")
     if method not in ("dense", "dense+"):
@@ -73,7 +73,7 @@ def training_step(name: str, kind: str, device: torch.device) -> Step:
     def step() -> None:
         with autocast:
             logits = forward(x)
-        loss = objective(logits.float(), y, divergence(model), 60_000, 1.0)
+        loss = objective(F.cross_entropy(logits.float(), y), divergence(model), 60_000, 1.0)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -84,7 +84,7 @@ def training_step(name: str, kind: str, device: torch.device) -> Step:
 def products_alone(name: str, device: torch.device) -> Step:
     """The matrix products and convolutions of one dense forward and backward pass, and nothing else."""
     settings, shape, _ = NETWORKS[name]
-    model = build(MODELS[name.split()[0]](**settings), shape, 10, seed=0).to(device)
+    model = build(MODELS[name.split()[0]](**settings), DataSpec(shape, 10), seed=0).to(device)
     calls: list[tuple[nn.Module, Tensor, Tensor]] = []
     x = torch.randn(BATCH, *shape, device=device)
 
@@ -147,6 +147,7 @@ def feed() -> dict[str, float]:
 
     config = compose(["model=lenet300"])
     images = load("mnist", Path(config.data_dir))
+    assert isinstance(config.dataset, ImageDataset)
     data = prepare(config.dataset, images, torch.device("cpu"))
     transform = transforms.Normalize((0.1307,), (0.3081,))
 
@@ -262,9 +263,7 @@ def main() -> None:
         device = machine.device(svdo.config.RuntimeConfig(device=arguments.device))
     except svdo.UserError as error:
         parser.error(str(error))
-    torch.set_num_threads(1)
-    torch.set_flush_denormal(True)
-    machine.keep_freed_memory()
+    machine.prepare_process(threads=1)
     if arguments.memory_of:
         name, kind = arguments.memory_of
         before = _high_water()

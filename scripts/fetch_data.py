@@ -8,14 +8,14 @@ import sys
 from pathlib import Path
 
 from svdo import UserError
-from svdo.config import DATASETS, Config
-from svdo.data.sources import FIELDS, load
+from svdo.config import Config
+from svdo.data.sources import FIELDS, KNOWN, load
 
 
 def main() -> int:
     """Run the command line; return its exit status."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("name", choices=DATASETS)
+    parser.add_argument("name", choices=list(KNOWN))
     parser.add_argument(
         "--data-dir", type=Path, default=Path(os.environ.get("SVDO_DATA", Config.data_dir)), help="default: %(default)s"
     )

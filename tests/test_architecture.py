@@ -9,23 +9,27 @@ from svdo.report import spec
 ROOT = Path(svdo.__file__).parent
 ORDER = [
     "errors",
+    "registry",
     "math",
     "config",
     "layers",
-    "models",
     "methods",
     "conversion",
     "objective",
     "counts",
+    "batch_norm",
     "data",
-    "evaluate",
+    "models",
+    "tasks",
     "runs",
     "machine",
+    "export",
     "train",
+    "extend",
     "cli",
     "report",
 ]
-LIBRARY = ORDER[: ORDER.index("counts") + 1]
+LIBRARY = ORDER[: ORDER.index("batch_norm") + 1]
 
 
 def imports(path: Path) -> set[str]:
