@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
 
 import torch
 
@@ -13,44 +12,42 @@ from ..counts import compression, sparsity, storage
 from ..errors import UserError
 from ..layers import dropout_rates, noisy_layers
 from ..runs import Record
-
-if TYPE_CHECKING:
-    from .loop import Training
+from .job import Job
 
 SAMPLES = 10  # noisy passes in the sampled evaluation of a record
 
 
-def finalise(training: Training) -> Record:
+def finalise(job: Job) -> Record:
     """Bring the evaluated network into its last state; what only the states before it show is returned for the record.
 
     The best epoch's weights come back where they were asked for, methods with phases take their last step, and where weights
     were removed batch-norm statistics are estimated anew.
     """
-    config, state, task, data = training.config, training.state, training.task, training.data
+    config, state, task, data = job.config, job.state, job.task, job.data
     if state.best:
         state.evaluated.load_state_dict(state.best)
-    model, all_steps = state.evaluated, config.train.epochs * training.steps
+    model, all_steps = state.evaluated, config.train.epochs * job.steps
     advance(model, all_steps, all_steps)
     seen: Record = {"best_epoch": state.progress.best_epoch} if state.best else {}
     if any(layer.noise.random for _, layer in noisy_layers(model)):
         torch.manual_seed(config.seed)
         seen["test_sampled"] = {"samples": SAMPLES, **task.evaluate(model, data.test, samples=SAMPLES)}
-    if training.method.sparsifies:
+    if job.method.sparsifies:
         before = task.evaluate(model, data.test)
-        if reestimate_batch_norm(model, training.augmented()) and state.averaged is None:  # an average never had training's
+        if reestimate_batch_norm(model, job.augmented()) and state.averaged is None:  # an average never had training's
             seen["test_running_statistics"] = before
     if state.lines:
         seen["objective"] = state.lines[(state.progress.best_epoch or len(state.lines)) - 1]["train_loss"]
     return seen
 
 
-def describe(training: Training, seen: Record) -> Record:
+def describe(job: Job, seen: Record) -> Record:
     """The record of the finalised network, ``seen`` being what ``finalise`` gave.
 
     Raises:
         UserError: where its test loss is not finite: of a network that was not trained, since epochs look for themselves.
     """
-    config, state, task, data = training.config, training.state, training.task, training.data
+    config, state, task, data = job.config, job.state, job.task, job.data
     model, progress = state.evaluated, state.progress
     *earlier, last = state.origins
     provenance = {**last, "started": state.origins[0]["started"]} | ({"earlier": earlier} if earlier else {})

@@ -12,7 +12,8 @@ from ..errors import UserError
 from ..machine import ranks
 from ..runs import Record, Run
 from . import console
-from .loop import Training, check_same_source
+from .job import check_same_source
+from .loop import Training
 from .preflight import preflight
 from .stopping import signals
 
