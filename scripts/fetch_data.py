@@ -9,7 +9,8 @@ from pathlib import Path
 
 from svdo import UserError
 from svdo.config import Config
-from svdo.data.sources import FIELDS, KNOWN, load
+from svdo.data.known import FIELDS, KNOWN
+from svdo.data.sources import load
 
 
 def main() -> int:

@@ -26,7 +26,7 @@ from urllib.error import URLError
 import numpy as np
 import pytest
 
-from svdo.data import sources
+from svdo.data import roads, sources
 from svdo.data.sources import BATCHES, BINARY, FIELDS, IDX, KNOWN, UnavailableError
 from svdo.errors import UserError
 
@@ -48,7 +48,7 @@ def no_remote(monkeypatch):
     def unreachable(name):
         raise URLError("no network")
 
-    monkeypatch.setattr(sources, "_torchvision", unreachable)
+    monkeypatch.setattr(roads, "torchvision", unreachable)
     monkeypatch.setattr(shutil, "which", lambda tool: None)
 
 
@@ -299,7 +299,7 @@ def test_torchvision_download_is_quiet_and_cannot_hang(tmp_path, small, monkeypa
         print("noise")
         write_idx(root / "FashionMNIST" / "raw", arrays)
 
-    monkeypatch.setattr(sources, "_torchvision", lambda name: download)
+    monkeypatch.setattr(roads, "torchvision", lambda name: download)
     assert same(sources.load("fashion_mnist", tmp_path / "loud"), arrays)
     out, err = capsys.readouterr()
     assert out == ""
@@ -309,7 +309,7 @@ def test_torchvision_download_is_quiet_and_cannot_hang(tmp_path, small, monkeypa
     assert out == ""
     assert "noise" not in err
     assert "fetching fashion_mnist: torchvision download" in err
-    assert seen == [sources.SOCKET_SECONDS] * 2
+    assert seen == [roads.SOCKET_SECONDS] * 2
     assert socket.getdefaulttimeout() is None
 
 
@@ -337,7 +337,7 @@ def test_a_server_that_drips_is_given_up(tmp_path, monkeypatch, headers):
             while chunk := answer.read(32 * 1024):
                 file.write(chunk)
 
-    monkeypatch.setattr(sources, "_torchvision", lambda name: download)
+    monkeypatch.setattr(roads, "torchvision", lambda name: download)
     monkeypatch.setattr(shutil, "which", lambda tool: None)
     before = time.monotonic()
     with pytest.raises(UnavailableError, match="bytes in 1 seconds; given up"):
@@ -412,8 +412,8 @@ def test_killed_fetch_leaves_no_cache_and_is_cleaned_up(tmp_path, small, no_remo
         "import os, signal, sys, pathlib, types\n"
         "bare = sys.modules['svdo'] = types.ModuleType('svdo')\n"  # without the package's torch, which takes seconds
         "bare.__path__ = [sys.argv[2]]\n"
-        "from svdo.data import sources\n"
-        "sources.KNOWN['cifar10'] = sources.Known(20, 4, (32, 32, 3), 10, (), 'cifar-10-batches-py')\n"
+        "from svdo.data import known, sources\n"
+        "known.KNOWN['cifar10'] = known.Known(20, 4, (32, 32, 3), 10, (), 'cifar-10-batches-py')\n"
         "sources.os.fsync = lambda _: os.kill(os.getpid(), signal.SIGKILL)\n"
         "sources.load('cifar10', pathlib.Path(sys.argv[1]))\n"
     )

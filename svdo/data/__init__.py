@@ -2,7 +2,8 @@
 
 from .base import DATASETS, Dataset, dataset, find
 from .images import ImageDataset, ImageSplit, Normalizer, prepare
-from .sources import Images, UnavailableError, fetch, load
+from .known import Images
+from .sources import UnavailableError, fetch, load
 from .spec import Data, DataSpec, Split
 from .tensors import TensorSplit
 

@@ -15,7 +15,8 @@ from torch import Tensor
 from ..config import MAX_SEED, at_least, between, one_of
 from ..errors import require
 from .base import DATASETS, Dataset
-from .sources import KNOWN, Images, load
+from .known import KNOWN, Images
+from .sources import load
 from .spec import Data, DataSpec
 from .tensors import epoch_generator
 
