@@ -9,7 +9,7 @@ from torch import Tensor
 
 from svdo.data import Data, ImageDataset, ImageSplit, Normalizer, prepare
 from svdo.data.images import NORMALIZATIONS
-from svdo.data.sources import Images
+from svdo.data.known import Images
 from svdo.errors import UserError
 
 CPU = torch.device("cpu")

@@ -27,7 +27,8 @@ import numpy as np
 import pytest
 
 from svdo.data import roads, sources
-from svdo.data.sources import BATCHES, BINARY, FIELDS, IDX, KNOWN, UnavailableError
+from svdo.data.known import BATCHES, BINARY, FIELDS, IDX, KNOWN
+from svdo.data.sources import UnavailableError
 from svdo.errors import UserError
 
 REAL = Path(os.environ.get("SVDO_TEST_DATA", "~/.cache/svdo/data")).expanduser()
@@ -316,7 +317,7 @@ def test_torchvision_download_is_quiet_and_cannot_hang(tmp_path, small, monkeypa
 @pytest.mark.skipif(os.name != "posix", reason="the alarm clock is POSIX's")
 @pytest.mark.parametrize("headers", [False, True])
 def test_a_server_that_drips_is_given_up(tmp_path, monkeypatch, headers):
-    monkeypatch.setattr(sources, "SLOW_SECONDS", 1.0)
+    monkeypatch.setattr(roads, "SLOW_SECONDS", 1.0)
     stop = threading.Event()
     server = socket.create_server(("127.0.0.1", 0))
 

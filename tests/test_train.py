@@ -20,7 +20,7 @@ from svdo.batch_norm import reestimate_batch_norm
 from svdo.cli.compose import compose
 from svdo.config import RuntimeConfig, TrainConfig
 from svdo.data import DataSpec
-from svdo.data.sources import Images
+from svdo.data.known import Images
 from svdo.errors import UserError
 from svdo.layers import Noise, noisy_layers
 from svdo.machine import devices, origin

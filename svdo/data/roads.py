@@ -41,10 +41,9 @@ def layout(name: str, root: Path) -> Arrays:
 
 def download(name: str, root: Path, progress: bool) -> Arrays:
     """By torchvision, from its sources."""
+    dataset, sink = torchvision(name), sys.stderr if progress else io.StringIO()
     before = socket.getdefaulttimeout()
     socket.setdefaulttimeout(SOCKET_SECONDS)
-    sink = sys.stderr if progress else io.StringIO()
-    dataset = torchvision(name)
     try:
         with contextlib.redirect_stdout(sink), contextlib.redirect_stderr(sink), _growing(root):
             dataset(root, download=True)

@@ -14,7 +14,7 @@ from reporting import SMALL_RUN, evidence_of
 
 from svdo import train
 from svdo.cli.compose import compose
-from svdo.data.sources import Images
+from svdo.data.known import Images
 from svdo.errors import UserError
 from svdo.layers import noisy_layers
 from svdo.report import cli, figures, measures, measuring, spec, values

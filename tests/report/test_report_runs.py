@@ -13,7 +13,8 @@ from reporting import SMALL_RUN, WATCHED, evidence_of
 from svdo import train
 from svdo.cli.compose import compose
 from svdo.config import Config
-from svdo.data.sources import Images, UnavailableError
+from svdo.data.known import Images
+from svdo.data.sources import UnavailableError
 from svdo.errors import UserError
 from svdo.report import cli, watch
 from svdo.report import evidence as evidences
