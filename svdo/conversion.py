@@ -57,6 +57,28 @@ def convert(
             and the KL counts the weight twice.
     """
     require(isinstance(module, nn.Module), f"convert takes a torch.nn.Module, not a {type(module).__name__}")
+    method = _method_of(method, settings)
+    if any(noisy_layers(module)):
+        raise UserError("the module has noisy layers already; convert the plain network")
+    include, exclude = choice.patterns("include", include), choice.patterns("exclude", exclude)
+    choice.choose(module, NOISY, include, exclude)  # before the copy, which some of what is refused would not survive
+    converted = _copy(module)
+    candidates: dict[str, NoisyLayer] = {}
+    for name, layer in choice.choose(converted, NOISY, include, exclude).items():
+        # In place: whatever refers to the layer, a list for one, goes on doing so.
+        layer.__class__ = NOISY[type(layer)]  # type: ignore[assignment]
+        candidates[name] = layer  # type: ignore[assignment]
+    _give_noise(candidates, method)
+    choice.warn_of_removed(noisy_layers(converted))
+    choice.warn_of_shared(converted)
+    choice.warn_of_dense(converted, exclude)
+    for part in converted.modules():
+        if isinstance(part, nn.TransformerEncoderLayer) and any(noisy_layers(part)):
+            part.activation_relu_or_gelu = 0  # torch's fast path of evaluation would read the weights past the layers
+    return converted
+
+
+def _method_of(method: str | Method, settings: dict[str, Any]) -> Method:
     if isinstance(method, str):
         cls = find(method)
         fields = [field.name for field in dataclasses.fields(cls) if field.name != "name"]
@@ -68,35 +90,23 @@ def convert(
         raise UserError("settings go into the Method itself, or beside a method's name, not both")
     require(isinstance(method, Method), f"{method} is no method; give a name, such as sparsevd, or a Method with its settings")
     check_part("method", method)
-    if any(noisy_layers(module)):
-        raise UserError("the module has noisy layers already; convert the plain network")
-    include, exclude = choice.patterns("include", include), choice.patterns("exclude", exclude)
-    choice.choose(module, NOISY, include, exclude)  # before the copy, which some of what is refused would not survive
-    converted = _copy(module)
-    candidates: dict[str, NoisyLayer] = {}
-    for name, layer in choice.choose(converted, NOISY, include, exclude).items():
-        # In place: whatever refers to the layer, a list for one, goes on doing so.
-        layer.__class__ = NOISY[type(layer)]  # type: ignore[assignment]
-        candidates[name] = layer  # type: ignore[assignment]
-    method.check_patterns(candidates)
+    return method
+
+
+def _give_noise(layers: dict[str, NoisyLayer], method: Method) -> None:
+    """Each layer its noise, in place; those that the method leaves alone become plain again."""
+    method.check_patterns(layers)
     with torch.random.fork_rng(devices=[]):
-        noises = method.noises(candidates)
+        noises = method.noises(layers)
     described = settings_text(method.name, method.chosen())
-    for name, noisy in candidates.items():
+    for name, layer in layers.items():
         noise = noises[name]
         if noise is None:
-            noisy.__class__ = _plain_kind(noisy)
+            layer.__class__ = _plain_kind(layer)
         else:
             noise.settings_text = described
-            noisy.noise = noise.to(device=noisy.theta.device, dtype=noisy.theta.dtype)
-            noisy.noise.train(noisy.training)
-    choice.warn_of_removed(noisy_layers(converted))
-    choice.warn_of_shared(converted)
-    choice.warn_of_dense(converted, exclude)
-    for part in converted.modules():
-        if isinstance(part, nn.TransformerEncoderLayer) and any(noisy_layers(part)):
-            part.activation_relu_or_gelu = 0  # torch's fast path of evaluation would read the weights past the layers
-    return converted
+            layer.noise = noise.to(device=layer.theta.device, dtype=layer.theta.dtype)
+            layer.noise.train(layer.training)
 
 
 def plain(module: nn.Module) -> nn.Module:

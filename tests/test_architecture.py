@@ -97,7 +97,7 @@ def test_a_module_imports_only_from_those_that_stand_before_it() -> None:
 
 
 def test_no_modules_import_each_other_round_in_a_circle() -> None:
-    """Imports for the type checker and inside functions count, too: a circle is two ideas that are one, or in the wrong order."""
+    """Imports for the type checker and inside functions count, too: a circle is one idea, or two in the wrong order."""
     done: set[str] = set()
 
     def visit(name: str, path: list[str]) -> None:
