@@ -220,12 +220,8 @@ def until(holds: Callable[[], object], process: subprocess.Popen[str]) -> None:
 def kill_after(store: Path, epochs: int, *overrides: str) -> None:
     """Train, and kill the program when so many epochs are saved."""
     process = start("svdo-run", *overrides, f"results_dir={store}")
-
-    def far_enough() -> bool:
-        lines = [path.read_bytes().count(b"\n") for path in store.glob("runs/*/metrics.jsonl")]
-        return bool(lines) and lines[0] > epochs
-
-    until(far_enough, process)
+    logs = "runs/*/metrics.jsonl"
+    until(lambda: any(path.read_bytes().count(b"\n") > epochs for path in store.glob(logs)), process)
     process.kill()
     process.communicate()
     if not list(store.glob("runs/*/checkpoint.pt")):
