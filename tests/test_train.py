@@ -19,7 +19,7 @@ from svdo import machine, train
 from svdo.batch_norm import reestimate_batch_norm
 from svdo.cli.compose import compose
 from svdo.config import RuntimeConfig, TrainConfig
-from svdo.data import DataSpec
+from svdo.data import DataSpec, images
 from svdo.data.known import Images
 from svdo.errors import UserError
 from svdo.layers import Noise, noisy_layers
@@ -30,6 +30,8 @@ from svdo.runs import REBUILT, Run, checkpoint
 from svdo.tasks.classification import evaluate
 from svdo.train import loop
 from svdo.train.optimizers import optimizers
+from svdo.train.start import network_of
+from svdo.train.state import State
 
 QUICK = [*SMALL, "train.epochs=1", "dataset.subset=400"]
 
@@ -190,7 +192,10 @@ def test_what_a_parent_had_removed_starts_at_zero(tmp_path: Path) -> None:
 def test_a_sparse_parent_is_read_without_a_warning_that_is_not_the_users(tmp_path: Path) -> None:
     _, parent = execute(tmp_path, "method=sparsevd", "train.epochs=1")
     run = Run(tmp_path, parent["id"])  # small weights, as long training makes: at its start the noise would drown them
-    checkpoint.save(run.weights, {key: value * 1e-3 for key, value in checkpoint.load(run.weights).items()})
+    checkpoint.save(
+        run.weights,
+        {key: value * 1e-3 if value.is_floating_point() else value for key, value in checkpoint.load(run.weights).items()},
+    )
     with pytest.raises(UserError, match=r"weights\.pt is damaged \(it is not the file that the record was written with"):
         execute(tmp_path, f"pretrained={parent['id']}", "method=none", "train.epochs=0")
     older = {key: value for key, value in parent.items() if key not in ("files", "sha256")}  # records once had no hashes
@@ -229,7 +234,7 @@ def test_lower_precision_trains_to_about_the_same(tmp_path: Path, precision: str
 def test_auto_is_the_precision_that_the_cpu_has_instructions_for(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, flags: str | None, precision: str
 ) -> None:
-    monkeypatch.setattr(machine, "CPU_FLAGS", tmp_path / "cpuinfo")
+    monkeypatch.setattr(devices, "CPU_FLAGS", tmp_path / "cpuinfo")
     if flags:
         (tmp_path / "cpuinfo").write_text(f"processor\t: 0\n{flags}\n")
     record = execute(tmp_path, "train.epochs=1", "dataset.subset=1000", "runtime.precision=auto")[1]
@@ -241,7 +246,7 @@ def test_auto_is_the_precision_that_the_cpu_has_instructions_for(
 def test_bf16_on_a_cpu_that_lacks_it_is_obeyed_and_remarked_on(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], flags: str
 ) -> None:
-    monkeypatch.setattr(machine, "CPU_FLAGS", tmp_path / "cpuinfo")
+    monkeypatch.setattr(devices, "CPU_FLAGS", tmp_path / "cpuinfo")
     (tmp_path / "cpuinfo").write_text(f"flags : {flags}\n")
     record = execute(tmp_path, "train.epochs=0", "runtime.precision=bf16")[1]
     assert record["provenance"]["precision"] == "bf16"
@@ -260,12 +265,12 @@ def test_a_compiled_step_trains_to_about_the_same(tmp_path: Path) -> None:
 def test_the_noise_parameters_have_a_learning_rate_of_their_own(tmp_path: Path) -> None:
     config = compose([*QUICK, "train.noise_lr=3", "train.kl_start=0.5", "train.kl_full=1", f"results_dir={tmp_path}"])
     training = train.Training(config, Run(tmp_path, config.id), train.Stop())
-    lr, noise_lr, _ = training._rates(0, 0, 20)
+    lr, noise_lr, _ = training.rates(0, 0)
     assert noise_lr == pytest.approx(3 * lr)
     assert lr > 0.0
     training.config.train.noise_waits = True
-    assert training._rates(0, 0, 20)[1] == 0.0
-    lr, noise_lr, weight = training._rates(0, 15, 20)
+    assert training.rates(0, 0)[1] == 0.0
+    lr, noise_lr, weight = training.rates(0, 15)
     assert noise_lr == pytest.approx(3 * weight * lr)
     assert weight == pytest.approx(0.5)
 
@@ -276,11 +281,11 @@ def test_noise_that_waits_stands_still_until_the_kl_acts(tmp_path: Path) -> None
     for waits in (False, True):
         config = compose([*QUICK, *schedule, f"train.noise_waits={waits}", f"results_dir={tmp_path}"])
         training = train.Training(config, Run(tmp_path, config.id), train.Stop())
-        bar = training._bar(10)
+        bar = training._bar()
         start = training.model.fc1.weight.detach().clone()  # type: ignore[union-attr,operator]
         for epoch in (0, 1):
-            training.progress.epoch, training.progress.step = epoch, 0
-            training._epoch(len(training.data.train) // config.train.batch_size, bar, 0.0)
+            training.state.progress.epoch, training.state.progress.step = epoch, 0
+            training._epoch(bar, 0.0)
             noise = training.model.fc1.noise.log_sigma2.detach()  # type: ignore[union-attr]
             spread[waits, epoch] = (noise + 10.0).abs().max().item()
         assert not torch.equal(training.model.fc1.weight, start)
@@ -297,7 +302,7 @@ def test_lower_precision_gives_convolutions_about_the_same_gradients(precision: 
     gradients = []
     for setting in ("fp32", precision):
         config.runtime.precision = setting
-        model = train._network(config, data)  # type: ignore[arg-type]
+        model = network_of(config, data)  # type: ignore[arg-type]
         for _, layer in noisy_layers(model):
             layer.variance_dtype = torch.bfloat16 if setting == "bf16_variance" else None
         torch.manual_seed(0)
@@ -334,7 +339,7 @@ def color_images(monkeypatch: pytest.MonkeyPatch) -> None:
     """Random pixels and labels in place of any data set."""
     pixels = torch.randint(0, 256, (200, 32, 32, 3), dtype=torch.uint8).numpy()
     labels = torch.randint(0, 10, (200,), dtype=torch.uint8).numpy()
-    monkeypatch.setattr(train, "load", lambda *_: Images(pixels, labels, pixels[:100], labels[:100], 10))
+    monkeypatch.setattr(images, "load", lambda *_: Images(pixels, labels, pixels[:100], labels[:100], 10))
 
 
 SMALL_VGG = ["model=vgg", "model.k=0.05", "method=sparsevd", "train.epochs=1", "train.lr=1e-3", "runtime.progress=false"]
@@ -373,7 +378,7 @@ def test_the_average_over_steps_is_what_is_judged_and_kept(tmp_path: Path) -> No
     config = compose([*QUICK, "method=sparsevd", "train.averaging=0.9", f"results_dir={tmp_path}"])
     training = train.Training(config, Run(tmp_path, config.id), train.Stop())
     expected: list[torch.Tensor] = []
-    (optimizer,) = training.optimizers
+    (optimizer,) = training.state.optimizers
     step = optimizer.step
 
     def watched() -> None:
@@ -384,12 +389,12 @@ def test_the_average_over_steps_is_what_is_judged_and_kept(tmp_path: Path) -> No
     optimizer.step = watched  # type: ignore[assignment]
     training.run.folder.mkdir(parents=True)
     record = training.finish()
-    for p, e in zip(training.evaluated.parameters(), expected, strict=True):
+    for p, e in zip(training.state.evaluated.parameters(), expected, strict=True):
         torch.testing.assert_close(p, e)
-    assert record["test"] == evaluate(training.evaluated, training.data.test)
+    assert record["test"] == evaluate(training.state.evaluated, training.data.test)
     assert record["test"] != evaluate(training.model, training.data.test)
     kept = torch.load(training.run.weights, weights_only=True)
-    assert torch.equal(kept["fc1.weight"], training.evaluated.get_parameter("fc1.weight"))
+    assert torch.equal(kept["fc1.weight"], training.state.evaluated.get_parameter("fc1.weight"))
 
 
 def test_the_best_epoch_is_the_one_whose_network_is_kept(tmp_path: Path) -> None:
@@ -413,7 +418,7 @@ def test_the_best_epoch_survives_an_interruption(tmp_path: Path, monkeypatch: py
     real = train.Training._epoch
 
     def stop(self: train.Training, *arguments: Any) -> None:
-        if self.progress.epoch == after:
+        if self.state.progress.epoch == after:
             raise KeyboardInterrupt
         real(self, *arguments)
 
@@ -423,7 +428,7 @@ def test_the_best_epoch_survives_an_interruption(tmp_path: Path, monkeypatch: py
     monkeypatch.undo()
     _, cut = execute(tmp_path / "cut", *chosen)
     for record in (whole, cut):
-        del record["seconds"], record["core_seconds"], record["provenance"]
+        del record["seconds"], record["core_seconds"], record["provenance"], record["files"]["metrics.jsonl"], record["sha256"]
     assert cut == whole
 
 
@@ -441,10 +446,9 @@ def test_batch_norm_is_that_of_the_averaged_network(tmp_path: Path) -> None:
     training = train.Training(config, Run(tmp_path, config.id), train.Stop())
     network = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.BatchNorm1d(784), training.model)
     training.model, training.forward = network, network
-    training.optimizers = optimizers(network, config.train)
-    training.averaged = train.AveragedModel(network, multi_avg_fn=train.get_ema_multi_avg_fn(0.9))
+    training.state = State(network, config.train, training.device, training.state.origins[0])
     training.run.folder.mkdir(parents=True)
     training._fit()
-    norm = training.evaluated.get_submodule("1")
+    norm = training.state.evaluated.get_submodule("1")
     pixels = torch.cat([x for x, _ in training.data.train.chunks(400)]).flatten(1)
     torch.testing.assert_close(norm.running_mean, pixels.mean(0))

@@ -29,7 +29,7 @@ def execute(config: Config) -> tuple[str, Record]:
     run = Run(config.results_dir, config.id)
     record = run.result()
     if record is None:
-        preflight(config)
+        preflight(config, started=run.checkpoint.exists())
         with run.open(waiting=console.say):
             record = run.result()  # another process may have finished it while this one waited
             if record is None:

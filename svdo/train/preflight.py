@@ -21,8 +21,8 @@ BYTES = 4  # of a float32
 COPIES = 4  # of each parameter while it is trained: itself, its gradient, Adam's two moments
 
 
-def preflight(config: Config) -> None:
-    """Refuse what cannot be trained here.
+def preflight(config: Config, started: bool) -> None:
+    """Refuse what cannot be trained here; a run that has ``started`` needs its parent's weights no more.
 
     Raises:
         UserError: on a device that is not there, and a parent without weights; and, where the data set says beforehand what it
@@ -30,7 +30,7 @@ def preflight(config: Config) -> None:
     """
     assert isinstance(config.dataset, Dataset)
     device = machine.device(config.runtime)
-    if config.pretrained:
+    if config.pretrained and not started:
         parent_of(config)
     known = config.dataset.outline()
     if known is not None:
