@@ -20,8 +20,8 @@ from .spec import Claim, Column
 INTRODUCTION = """\
 # What was measured
 
-Which claims of two papers hold in our runs, and by how much; the README explains [models and
-methods](../README.md#on-the-command-line).
+Which claims of two papers hold in our runs, and by how much; the documentation explains [models and
+methods](../docs/methods.md).
 
 - *Holds*: ours are on the claim's side by more than one spread (of two figures, the root of the sum of the squares of both ±),
   or reach a published bound to its last digit. *Does not hold*: they are on the other side by more than that. *Undecided* (≈):
