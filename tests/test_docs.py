@@ -99,7 +99,7 @@ def made_small(arguments: list[str]) -> list[str]:
         assert all(compose(["model=vgg", f"model.k={k}"]).dataset.name == "cifar10" for k in jobs)
         arguments = ["-m", "model=mlp", "model.width=8,9", "method=binary,sparsevd"]
     own_data = any(argument.startswith("dataset=") for argument in arguments)
-    return [*arguments, "train.epochs=1", *([] if own_data else ["dataset.subset=400"])]
+    return [*arguments, "train.epochs=1", *([] if own_data else ["dataset.subset=400", "dataset.test_subset=400"])]
 
 
 @pytest.mark.parametrize("page", with_commands("svdo-run", "svdo-report"), ids=name)
@@ -110,7 +110,7 @@ def test_a_command_line_works_when_made_small(page: Path, tmp_path: Path) -> Non
     empty = tmp_path / "empty"
     empty.mkdir()
     for arguments in commands(page, "svdo-report"):
-        run("svdo-report", arguments, empty)
+        run("svdo-report", arguments, tmp_path if arguments[0] == "verify" else empty)
 
 
 def test_make_lines_name_targets_that_exist() -> None:
