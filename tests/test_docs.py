@@ -82,6 +82,9 @@ def start(module: str, arguments: list[str], folder: Path) -> None:
 
 def run(program: str, arguments: list[str], folder: Path) -> None:
     """Run it and see that it ends well. Processes are forked from one that has imported torch, once for all pages."""
+    if any(argument.startswith("hydra/launcher=") for argument in arguments):  # its workers outlive a forked parent
+        subprocess.run([sys.executable, "-m", "svdo.cli", *arguments], cwd=folder, check=True, capture_output=True, timeout=240)
+        return
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(list(PROGRAMS.values()))
     process = context.Process(target=start, args=(PROGRAMS[program], arguments, folder))
