@@ -52,7 +52,7 @@ def convert(
             weight made by a hook, a parametrization or ``torch.nn.utils.prune``.
 
     Warns:
-        Of the kinds of layer with weights that stay dense, with their share; where most of a layer's weights start as
+        UserWarning: of the kinds of layer with weights that stay dense, with their share; where most of a layer's weights start as
             removed; and where a layer shares its weight with another: each then has its own noise and its own removal,
             and the KL counts the weight twice.
     """

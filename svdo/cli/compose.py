@@ -80,7 +80,7 @@ def check(cfg: DictConfig, overrides: Sequence[str]) -> Config:
         name = values.get(f"{group}.name")
         require(name is None, f"{group}.name={name} would mix two choices; write {group}={name or '...'}")
     parts = {str(key): value for key, value in cfg.items() if key != "hydra"}
-    natural = OmegaConf.create({"name": data.find(str(_name(parts, "dataset"))).task})
+    natural = OmegaConf.create(asdict(tasks.find(data.find(str(_name(parts, "dataset"))).task)()))
     task = parts.pop("task", natural)
     for key in parts.keys() ^ (Config.__dataclass_fields__.keys() - {"task", "imports"}):
         raise UserError(f"{key} is missing" if key not in parts else f"unknown key {key}{_suggestion(key)}")

@@ -21,7 +21,7 @@ from .verdict import UNLIKE, Verdict, Word, judge
 HEAD = """\
 # What was measured
 
-Which claims of two papers hold in our runs; the README explains [models and methods](../README.md#on-the-command-line)."""
+Which claims of two papers hold in our runs; the documentation explains [methods](../docs/methods.md)."""
 INTRODUCTION = """\
 # How to read this page
 

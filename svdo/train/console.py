@@ -104,7 +104,7 @@ def layer_table(record: Record) -> str:
     table = tabulate(rows, headers=["layer", "weights", "nonzero", "sparsity %"], floatfmt=".2f")
     headline = headline_of(record)
     parts = [
-        f"{split} {headline.name} {record[split][headline.name]:.2f} {headline.unit}"
+        f"{split} {headline.name} {record[split][headline.name]:.2f} {headline.unit}".rstrip()
         for split in ("test", "validation")
         if split in record
     ]
