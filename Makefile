@@ -34,6 +34,7 @@ demo: $(STAMP)  ## train a sparse LeNet-300-100 on MNIST in a minute: its table,
 	@echo
 	@$(BIN)/python -m svdo.report.picture build/demo/runs/lenet300-*
 	@echo
+	@echo "As a C file: $(BIN)/svdo-export $$(echo build/demo/runs/lenet300-*) --to c"
 	@echo "Its files are in $$(echo build/demo/runs/lenet300-*). LeNet-5, in a quarter of an hour:"
 	@echo "$(BIN)/svdo-run model=lenet5 method=sparsevd train=fast seed=5 results_dir=build/demo"
 

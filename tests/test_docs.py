@@ -15,6 +15,8 @@ import pytest
 import yaml
 
 from svdo.cli.compose import compose
+from svdo.export.cli import _parser as export_parser
+from svdo.export.formats import Choice
 from svdo.methods import METHODS
 
 ROOT = Path(__file__).parents[1]
@@ -64,7 +66,7 @@ def write_modules(page: Path, folder: Path) -> list[str]:
 
 def test_there_are_commands() -> None:
     found = {shlex.split(line)[0] for page in PAGES for block in blocks(page, "bash") for line in block.splitlines() if line}
-    assert found == {"make", "svdo-run", "svdo-report", "python"}
+    assert found == {"make", "svdo-run", "svdo-report", "svdo-export", "python"}
 
 
 # ------------------------------------------------------------------ commands
@@ -114,6 +116,14 @@ def test_a_command_line_works_when_made_small(page: Path, tmp_path: Path) -> Non
     empty.mkdir()
     for arguments in commands(page, "svdo-report"):
         run("svdo-report", arguments, tmp_path if arguments[0] == "verify" else empty)
+
+
+def test_export_lines_have_options_that_exist() -> None:
+    lines = [arguments for page in PAGES for arguments in commands(page, "svdo-export")]
+    assert lines
+    for arguments in lines:  # the commands themselves are tested with the formats
+        chosen = export_parser().parse_args(arguments)
+        Choice(chosen.to, chosen.compact, chosen.half, chosen.int8).check()
 
 
 def test_make_lines_name_targets_that_exist() -> None:
