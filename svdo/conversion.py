@@ -52,9 +52,9 @@ def convert(
             weight made by a hook, a parametrization or ``torch.nn.utils.prune``.
 
     Warns:
-        UserWarning: of the kinds of layer with weights that stay dense, with their share; where most of a layer's weights start as
-            removed; and where a layer shares its weight with another: each then has its own noise and its own removal,
-            and the KL counts the weight twice.
+        UserWarning: of the kinds of layer with weights that stay dense, with their share; where most of a layer's weights
+            start as removed; and where a layer shares its weight with another: each then has its own noise and its own
+            removal, and the KL counts the weight twice.
     """
     require(isinstance(module, nn.Module), f"convert takes a torch.nn.Module, not a {type(module).__name__}")
     method = _method_of(method, settings)
