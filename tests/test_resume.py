@@ -106,7 +106,7 @@ def test_what_a_killed_process_left_half_written_goes(tmp_path: Path) -> None:
 
 
 def test_a_record_names_every_origin_of_a_run_that_went_on_elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    config = compose([*SMALL, f"results_dir={tmp_path}", "runtime.threads=1"])
+    config = compose([*SMALL, "dataset.subset=400", f"results_dir={tmp_path}", "runtime.threads=1"])
     origin = {"commit": "1" * 40, "threads": 1, "device": "cpu", "started": "then"}
     origin |= {"torch": "2", "python": "3", "precision": "fp32", "compile": False, "host_cores": 2}
     monkeypatch.setattr(loop.machine, "provenance", lambda runtime, device, started: dict(origin, started=started))
