@@ -84,3 +84,11 @@ def test_every_training_composes_with_its_models() -> None:
 def test_every_yaml_file_is_a_mapping() -> None:
     for path in CONF.rglob("*.yaml"):
         assert OmegaConf.load(path), path
+
+
+def test_the_id_of_every_committed_record_is_what_its_settings_give() -> None:
+    """The whole of Hydra composes the golden ids above; a hundred more take it too long."""
+    from svdo.report.composing import compose as composed
+
+    lines = json.loads(Path(__file__).with_name("golden_records.json").read_text())
+    assert {line: composed(line.split()).id for line in lines} == lines
