@@ -458,7 +458,7 @@ def test_real_fetch(tmp_path, name):
 
 
 def test_the_script_fetches_and_says_what_came(tmp_path):
-    script = Path(__file__).parents[1] / "scripts" / "fetch_data.py"
+    script = Path(__file__).parents[2] / "scripts" / "fetch_data.py"
     done = subprocess.run(
         [sys.executable, script, "mnist", "--data-dir", tmp_path], capture_output=True, text=True, timeout=60, check=True
     )

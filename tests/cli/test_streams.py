@@ -60,7 +60,7 @@ def test_a_report_with_closed_streams_writes_its_table(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("encoding", ["ascii", "cp1252"])
 def test_a_narrow_terminal_shows_a_table_with_what_it_has(encoding: str) -> None:
-    root = Path(__file__).parents[1]
+    root = Path(__file__).parents[2]
     done = shell(root, "svdo-report check fast", PYTHONIOENCODING=encoding)
     assert done.returncode == 0, done.stderr
     assert "reached" in done.stdout

@@ -10,11 +10,13 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from svdo.cli.compose import compose, explain
-from svdo.config import Config, DatasetConfig
+from svdo.config import Config
+from svdo.data import ImageDataset
 from svdo.errors import UserError
 from svdo.methods import METHODS, DropoutMethod
-from svdo.models import MLP
+from svdo.models.mlp import MLP
 from svdo.report import spec
+from svdo.tasks.classification import Classification
 
 CONF = Path(next(iter(svdo.conf.__path__)))
 
@@ -247,7 +249,7 @@ def test_whoever_has_no_home_needs_none_for_bundled_data(monkeypatch: pytest.Mon
         raise RuntimeError("Could not determine home directory.")
 
     monkeypatch.setattr(Path, "expanduser", no_home)
-    assert DatasetConfig().name == "mnist"
-    Config(model=MLP(), method=METHODS["none"](), results_dir=Config.results_dir).check()
+    assert ImageDataset().name == "mnist"
+    Config(MLP(), ImageDataset(), METHODS["none"](), Classification(), results_dir=Config.results_dir).check()
     with pytest.raises(UserError, match="data_dir=~/y: there is no home folder"):
-        Config(model=MLP(), method=METHODS["none"](), data_dir="~/y").check()
+        Config(MLP(), ImageDataset(), METHODS["none"](), Classification(), data_dir="~/y").check()
