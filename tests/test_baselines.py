@@ -2,6 +2,7 @@
 
 import itertools
 import math
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,8 @@ from svdo.errors import UserError
 from svdo.math import schedule
 from svdo.methods import sws
 from svdo.methods.sws import OTHERS_PRIOR, ZERO_PRIOR, Mixture, SharedWeights
+from svdo.train.optimizers import optimizers
+from svdo.train.state import State
 
 
 def layer_of(method: str, size: tuple[int, int] = (100, 200), **settings: Any) -> nn.Module:
@@ -261,7 +264,7 @@ def test_components_that_became_one_are_merged_by_their_shares() -> None:
 
 def test_the_mixture_learns_at_its_own_rates() -> None:
     model = svdo.convert(nn.Linear(4, 4), "sws")
-    (optimizer,) = train._optimizers(model, compose(["model=lenet300", "train.lr=5e-4"]).train)
+    (optimizer,) = optimizers(model, compose(["model=lenet300", "train.lr=5e-4"]).train)
     rates = {id(p): group["scale"] for group in optimizer.param_groups for p in group["params"]}
     mixture = model.noise.mixture  # type: ignore[union-attr]
     scales = [rates[id(p)] for p in (model.weight, mixture.means, mixture.log_precisions, mixture.log_shares)]  # type: ignore[union-attr]
@@ -271,7 +274,7 @@ def test_the_mixture_learns_at_its_own_rates() -> None:
 # ----------------------------------------------------------------------------------------------- all three, in a run
 
 SHORT = [*SMALL, "train.epochs=4", "dataset.subset=1000", "train.kl_start=0.3", "train.kl_full=0.3"]
-RATES = train.Training._rates
+SET_RATES = State.set_rates
 SETTINGS = {
     "pruning": ["method.quality={fc*:1.0}", "method.rounds=3"],
     "dns": ["method.crispness={fc*:0.5}"],
@@ -287,14 +290,14 @@ def test_a_baseline_learns_compresses_and_resumes_exactly(tmp_path: Path, method
         config = compose([*overrides, f"results_dir={tmp_path / folder}"])
         pending = [int(share * 4 * 50) for share in stops]
 
-        def interrupt(self: train.Training, epoch: int, step: int, steps: int, pending: list[int] = pending) -> Any:
-            if pending and epoch * steps + step == pending[0]:
+        def interrupt(self: State, lr: float, noise_lr: float, pending: list[int] = pending) -> None:
+            if pending and self.progress.epoch * 50 + self.progress.step == pending[0]:
                 pending.pop(0)
-                self.stop.number = 2
-            return RATES(self, epoch, step, steps)
+                signal.raise_signal(signal.SIGINT)
+            SET_RATES(self, lr, noise_lr)
 
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(train.Training, "_rates", interrupt)
+            patch.setattr(State, "set_rates", interrupt)
             for _ in stops:
                 with pytest.raises(train.Interrupted):
                     train.execute(config)
