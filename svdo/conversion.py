@@ -126,7 +126,7 @@ def plain(module: nn.Module) -> nn.Module:
         layer.weight = nn.Parameter(original.pruned_weight().detach().clone(), layer.theta.requires_grad)
         layer.__class__ = _plain_kind(layer)
         del layer.noise
-        for key in ("draws", "variance_dtype", "called"):
+        for key in ("draws", "variance_dtype", "called", "kept"):
             vars(layer).pop(key, None)
     return result
 

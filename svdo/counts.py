@@ -43,20 +43,23 @@ def masks(module: nn.Module) -> dict[str, Tensor]:
         found = {}
         for name, layer in noisy_layers(module):
             mask = layer.noise.mask(layer.theta)
-            found[name] = torch.ones_like(layer.theta, dtype=torch.bool) if mask is None else mask
+            every = torch.ones_like(layer.theta, dtype=torch.bool)
+            found[name] = every if mask is None else mask & every  # a mask may be of a group's shape
         return found
 
 
 @contextmanager
 def at_threshold(module: nn.Module, threshold: float) -> Iterator[None]:
-    """Within, a weight is removed where its log alpha is at least ``threshold``; layers that remove none by log alpha stay.
+    """Within, ``threshold`` stands for each layer's own: a weight whose log alpha, or other score, reaches it is removed.
+
+    Layers that remove none by a score stay.
 
     It holds for this thread (and asyncio task) alone. Raises ``UserError`` where ``threshold`` is no number; infinite ones
     keep or remove everything.
     """
     check_module("at_threshold", module)
     number = isinstance(threshold, int | float) and not isinstance(threshold, bool) and not math.isnan(threshold)
-    require(number, f"at_threshold: {threshold!r} is no threshold of log alpha")
+    require(number, f"at_threshold: {threshold!r} is no threshold")
     noises = [layer.noise for _, layer in noisy_layers(module) if layer.noise.threshold is not None]
     token = THRESHOLDS.set({**THRESHOLDS.get(), **dict.fromkeys(noises, float(threshold))})
     try:
@@ -76,7 +79,8 @@ def sparsity(module: nn.Module) -> list[LayerSparsity]:
     """
     check_module("sparsity", module)
     weights = evaluation_weights(module)
-    kept = [weight.flatten(2).count_nonzero(2) if weight.dim() > 2 else weight != 0 for weight in weights.values()]
+    shapes = [(*weight.shape[:2], math.prod(weight.shape[2:])) for weight in weights.values()]
+    kept = [weight.reshape(shape).count_nonzero(2) for weight, shape in zip(weights.values(), shapes, strict=True)]
     groups = [getattr(layer, "groups", 1) for _, layer in weight_layers(module)]
     counts = [
         torch.stack([n.sum(), n.unflatten(0, (g, -1)).any(1).sum(), n.any(1).sum()]) for n, g in zip(kept, groups, strict=True)

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
+from typing import ClassVar
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 import svdo
 from svdo import LayerSparsity, UserError, counts
+from svdo.extend import Method, Noise, NoisyLayer
 
 
 def network() -> nn.Sequential:
@@ -199,3 +202,66 @@ def test_a_layer_without_weights_has_no_sparsity_and_one_without_a_shape_is_refu
     assert svdo.sparsity(nn.Linear(4, 0))[0].sparsity == 0.0
     with pytest.raises(UserError, match="layer 0 has no weight yet; run a batch"):
         svdo.sparsity(nn.Sequential(nn.LazyLinear(2)))
+
+
+class KeptUnits(Noise):
+    """From outside: a probability to be kept per output unit; small ones remove the unit, others scale it in evaluation."""
+
+    removed_above: ClassVar[bool] = False
+
+    def __init__(self, layer: NoisyLayer) -> None:
+        super().__init__()
+        shape = (layer.theta.shape[0], 1) + (1,) * layer.spatial
+        self.keep = nn.Parameter(torch.linspace(0.1, 1.0, layer.theta.shape[0]).view(shape))
+        self.threshold = 0.5
+
+    def score(self, weight: Tensor) -> Tensor:
+        return self.keep
+
+
+class ScaledUnits(KeptUnits):
+    def evaluation_weight(self, weight: Tensor, mask: Tensor | None) -> Tensor:
+        scaled = weight * self.keep
+        return scaled if mask is None else torch.where(mask, scaled, 0.0)
+
+
+@dataclass
+class ByUnit(Method):
+    label: ClassVar[str] = "By unit"
+    name: str = "by_unit"
+    scaled: bool = False
+
+    def noise(self, layer: NoisyLayer, name: str) -> Noise:
+        return ScaledUnits(layer) if self.scaled else KeptUnits(layer)
+
+
+@pytest.mark.parametrize("scaled", [False, True])
+def test_a_score_of_ones_own_by_unit_is_counted_and_evaluated(scaled: bool) -> None:
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Conv2d(2, 10, 3), nn.ReLU(), nn.Flatten(), nn.Linear(10, 4))
+    model = svdo.convert(net, ByUnit(scaled=scaled)).eval()
+    left = (torch.linspace(0.1, 1.0, 10) > 0.5, torch.linspace(0.1, 1.0, 4) > 0.5)
+    conv, fc = svdo.sparsity(model)
+    assert (conv.nonzero, conv.inputs, conv.outputs) == (int(left[0].sum()) * 18, 2, int(left[0].sum()))
+    assert (fc.nonzero, fc.inputs, fc.outputs) == (int(left[1].sum()) * 10, 10, int(left[1].sum()))
+    assert svdo.compression(model) == (180 + 40) / (conv.nonzero + fc.nonzero)
+    masks = svdo.masks(model)
+    assert masks["0"].shape == (10, 2, 3, 3) and torch.equal(masks["0"].flatten(1).all(1), left[0])
+    factor = model[3].noise.keep if scaled else 1.0
+    expected = torch.where(left[1][:, None], net[3].weight * factor, 0.0)
+    assert torch.equal(svdo.plain(model)[3].weight, expected)
+    x = torch.randn(5, 2, 3, 3)
+    for _ in range(2):
+        with torch.no_grad():
+            assert torch.equal(model(x), svdo.plain(model)(x))
+        model.zero_grad()
+        model(x).sum().backward()
+        gradient = model[3].theta.grad
+        assert not gradient[~left[1]].any() and gradient[left[1]].any()
+        assert (model[3].noise.keep.grad is not None) == scaled
+    with svdo.at_threshold(model, 0.95):
+        assert svdo.sparsity(model)[1].outputs == 1
+    with torch.no_grad():
+        model[3].noise.keep.fill_(1.0)
+        assert svdo.sparsity(model)[1].nonzero == 40
+        assert torch.equal(model(x), svdo.plain(model)(x))

@@ -43,13 +43,14 @@ class Noise(nn.Module):
     """
 
     random: ClassVar[bool] = True  # whether two training passes differ
+    removed_above: ClassVar[bool] = True  # which scores remove a weight: from the threshold upwards, or else downwards
     learning_rates: ClassVar[Mapping[str, float]] = {}
     own_threshold: float | None = None
     settings_text: str = ""  # method and settings as JSON, from convert; they travel in the state_dict
 
     @property
     def threshold(self) -> float | None:
-        """The log alpha from which evaluation removes a weight, where there is one; inside ``at_threshold``, that one."""
+        """The ``score`` at which evaluation removes a weight, where there is one; inside ``at_threshold``, that one."""
         return THRESHOLDS.get().get(self, self.own_threshold)
 
     @threshold.setter
@@ -72,13 +73,38 @@ class Noise(nn.Module):
         """log alpha broadcastable to ``weight``'s shape, or None where noise has no variance to speak of."""
         return None
 
-    def mask(self, weight: Tensor) -> Tensor | None:
-        """Boolean, of ``weight``'s shape: the weights that evaluation keeps, log alpha < ``threshold``; None keeps them all.
+    def score(self, weight: Tensor) -> Tensor | None:
+        """What ``threshold`` is held against, broadcastable to ``weight``'s shape, so of a weight or of a group: log alpha.
 
-        A function of ``weight`` and of this module's tensors and attributes alone: it is remembered until one is changed.
+        Another score (a signal-to-noise ratio, a probability to be kept) overrides this; where its small values remove a
+        weight, ``removed_above`` is False.
         """
-        log_alpha = None if self.threshold is None else self.log_alpha(weight)
-        return None if log_alpha is None or self.threshold is None else log_alpha < self.threshold
+        return self.log_alpha(weight)
+
+    def mask(self, weight: Tensor) -> Tensor | None:
+        """Boolean, broadcastable to ``weight``'s shape: the weights that evaluation keeps; None keeps them all.
+
+        They are those whose score is below ``threshold`` or, where ``removed_above`` is False, above it. A function of
+        ``weight`` and of this module's tensors and attributes alone: what follows from it is remembered until one is changed.
+        """
+        threshold = self.threshold
+        score = None if threshold is None else self.score(weight)
+        if score is None or threshold is None:
+            return None
+        return score < threshold if self.removed_above else score > threshold
+
+    def evaluation_weight(self, weight: Tensor, mask: Tensor | None) -> Tensor:
+        """The weight that evaluation computes with, of ``weight``'s shape: itself, and 0 where ``mask`` does not hold.
+
+        A method whose posterior mean is another (a scaled one) overrides this; like ``mask``, a function of its arguments and
+        this module alone.
+        """
+        return weight if mask is None else torch.where(mask, weight, 0.0)
+
+    @property
+    def only_removes(self) -> bool:
+        """Whether evaluation takes the weights as they are but for zeros: ``evaluation_weight`` is not overridden."""
+        return type(self).evaluation_weight is Noise.evaluation_weight
 
     def project(self) -> None:
         """Bring parameters back into their domain; called before each noisy pass, without gradient."""
@@ -146,29 +172,6 @@ class _AddNoise(torch.autograd.Function):
         return grad_outputs[0], grad_outputs[0] * half_zeta_over_deviation
 
 
-class _Thresholded(torch.autograd.Function):
-    """theta where the mask holds, else 0, as remembered, with the gradient of that: no pass over all weights."""
-
-    generate_vmap_rule = True
-
-    @staticmethod
-    def forward(theta: Tensor, mask: Tensor, weight: Tensor) -> Tensor:
-        return weight.detach()
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-        ctx.save_for_backward(inputs[1])
-        ctx.save_for_forward(inputs[1])
-
-    @staticmethod
-    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor, None, None]:
-        return torch.where(ctx.saved_tensors[0], grad_outputs[0], 0.0), None, None
-
-    @staticmethod
-    def jvp(ctx: Any, *tangents: Tensor) -> Tensor:
-        return torch.where(ctx.saved_tensors[0], tangents[0], 0.0)
-
-
 class NoisyLayer(nn.Module):
     """Shared behaviour of ``NoisyLinear`` and ``NoisyConv2d``: noisy in training and while sampling, masked otherwise.
 
@@ -177,8 +180,11 @@ class NoisyLayer(nn.Module):
     itself is ``theta``, and in ``parameters()`` and ``state_dict()`` always.
     """
 
+    spatial: ClassVar[int] = 0  # how many dimensions of positions the input has behind its units, and the weight has, too
+    groups: int = 1  # of input units, each with output units of its own: (out, in / groups, ...) is the weight's shape
     bias: Any
     noise: Noise
+    kept: memory.Kept | None = None  # what evaluation remembers
     called: bool = False  # whether a forward pass has come through here
     draws: bool = False  # in a replica of torch.nn.DataParallel, whose thread is not that of ``sampling``
     variance_dtype: torch.dtype | None = None  # of the variance product; None: as the mean's
@@ -244,28 +250,29 @@ class NoisyLayer(nn.Module):
         noisy: Tensor = _AddNoise.apply(output, spread)
         return noisy
 
-    def pruned_weight(self) -> Tensor:
-        """The weight used in evaluation, of ``weight``'s shape, computed anew: the mean where the mask keeps it, else 0."""
-        memory.forget(self)
-        return self._masked(self.noise.mask(self.theta))
-
     def evaluation_weight(self) -> Tensor:
         """``pruned_weight``, remembered from one pass to the next while nothing that it is computed from changes.
 
         What is written through ``.data`` in evaluation mode cannot be seen; ``eval()`` afterwards makes it count.
         """
-        kept = memory.recall(self, THRESHOLDS.get())
-        if kept is None:
-            return self._masked(self.noise.mask(self.theta))
-        if kept.mask is None:
-            return self.theta
-        if not (torch.is_grad_enabled() and self.theta.requires_grad):
-            return kept.weight
-        weight: Tensor = _Thresholded.apply(self.theta, kept.mask, kept.weight)
-        return weight
+        if torch.compiler.is_compiling() or torch._C._is_tracing():
+            return self._computed_weight()
+        kept, thresholds = self.kept, THRESHOLDS.get()
+        if kept is None or not kept.holds(self._modules["noise"], thresholds):
+            kept = memory.remember(self, thresholds)
+        elif kept.written:
+            memory.forget(self)
+        if kept is None or (torch.is_grad_enabled() and not kept.follows):
+            return self._computed_weight()
+        return kept.weight
 
-    def _masked(self, mask: Tensor | None) -> Tensor:
-        return self.theta if mask is None else torch.where(mask, self.theta, 0.0)
+    def pruned_weight(self) -> Tensor:
+        """The weight used in evaluation, of ``weight``'s shape, computed anew: the mean where the mask keeps it, else 0."""
+        memory.forget(self)
+        return self._computed_weight()
+
+    def _computed_weight(self) -> Tensor:
+        return self.noise.evaluation_weight(self.theta, self.noise.mask(self.theta))
 
     def kl(self) -> Tensor:
         """The layer's KL(q || p), a scalar in nats."""
@@ -279,7 +286,11 @@ class NoisyLayer(nn.Module):
     def _replicate_for_data_parallel(self) -> Self:
         replica: Self = super()._replicate_for_data_parallel()  # type: ignore[no-untyped-call]
         replica.draws = self.noisy
+        replica.kept = None
         return replica
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {key: value for key, value in vars(self).items() if key != "kept"}
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *rest: Any) -> None:
         settings.check(self.noise.settings_text, state_dict, f"{prefix}noise.")  # before anything is overwritten

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import json
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -18,6 +19,18 @@ from ..errors import UserError
 
 VERSION = 1
 KEY = "_extra_state"  # torch's name of what get_extra_state gives
+
+
+class UncheckedState(UserWarning):
+    """A state that does not say which method and settings it was trained with."""
+
+
+@contextmanager
+def known_otherwise() -> Iterator[None]:
+    """Within, a state that says nothing of its method loads without a warning: something else, a record, says it."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UncheckedState)
+        yield
 
 
 def text(method: str, settings: Mapping[str, Any]) -> str:
@@ -46,6 +59,7 @@ def check(own: str, state: Mapping[str, Any], prefix: str) -> None:
             warnings.warn(
                 "the state does not say which method and settings it was trained with, and so they are not checked: it comes"
                 " from an earlier version of svdo",
+                UncheckedState,
                 stacklevel=2,
             )
         return

@@ -112,6 +112,11 @@ class Removal(Noise):
         """What has not been removed, nor in any network of an average."""
         return self.removed == 0.0
 
+    def remaining(self, weight: Tensor) -> Tensor:
+        """``weight`` times ``mask``, which as numbers of the weight's type takes a fraction of what booleans take."""
+        kept = self.removed.clone().eq_(0.0)
+        return weight * kept
+
     def keep(self, kept: Tensor) -> None:
         """Remove all but the weights where the boolean ``kept`` holds."""
         self.removed.copy_(~kept)

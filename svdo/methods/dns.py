@@ -34,7 +34,7 @@ class Surgery(Removal):
 
     def posterior(self, weight: Tensor) -> tuple[Tensor, None]:
         """W o T with the gradient of W; nothing is random."""
-        return weight + (weight * self.mask(weight) - weight).detach(), None
+        return weight + (self.remaining(weight) - weight).detach(), None
 
     def advance(self, weight: Tensor, step: int, steps: int) -> None:
         """Set t at the start of the surgery; from there to its stop, remove and splice by chance."""

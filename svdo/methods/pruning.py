@@ -31,7 +31,7 @@ class Magnitude(Removal):
 
     def posterior(self, weight: Tensor) -> tuple[Tensor, None]:
         """The surviving weights; nothing is random."""
-        return weight * self.mask(weight), None
+        return self.remaining(weight), None
 
     def advance(self, weight: Tensor, step: int, steps: int) -> None:
         """Remove |w| < q turn / rounds std(w), with the standard deviation that the layer had at the first turn."""

@@ -39,6 +39,7 @@ class AdditiveNoise(Noise):
         super().__init__()
         self.log_sigma2 = nn.Parameter(torch.full_like(layer.theta, settings.log_sigma2))
         self.threshold, self.train_clip, self.clip = settings.threshold, settings.train_clip, settings.clip
+        self.convolution = layer.spatial > 0
 
     def posterior(self, weight: Tensor) -> tuple[Tensor, Tensor]:
         """theta and sigma^2."""
@@ -49,12 +50,12 @@ class AdditiveNoise(Noise):
         threshold = MAX_LOG if self.threshold is None else min(self.threshold, MAX_LOG)
         with torch.no_grad():  # log alpha < threshold, without a logarithm
             kept = torch.addcmul(sigma2, weight, weight, value=-math.exp(threshold)).lt_(0.0)
-        return weight * kept, spread * kept if weight.dim() == 4 else spread
+        return weight * kept, spread * kept if self.convolution else spread
 
     def _clipped(self, sigma2: Tensor, weight: Tensor) -> Tensor:
         """alpha theta^2 with log alpha within +-``clip``, where that acts a function of theta alone."""
         theta2 = weight.square()
-        if weight.dim() == 4:
+        if self.convolution:
             sigma2 = sigma2 * (theta2 / (theta2 + CONV_EPS))
         return sigma2.clamp(min=theta2 * math.exp(-self.clip), max=theta2 * math.exp(self.clip))
 

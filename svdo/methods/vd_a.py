@@ -30,10 +30,9 @@ class VariationalInputNoise(Noise):
 
     def __init__(self, layer: NoisyLayer, rate: float, sharing: str, kl_scale: float) -> None:
         super().__init__()
-        self.groups = getattr(layer, "groups", 1)
+        self.groups, self.spatial = layer.groups, layer.spatial
         self.units = layer.theta.shape[1] * self.groups
         self.kl_scale = kl_scale
-        self.convolution = layer.theta.dim() == 4
         start = min(rate_to_log_alpha(rate), 0.0)
         self.raw_log_alpha = nn.Parameter(torch.full((self.units if sharing == "unit" else 1,), start))
 
@@ -42,9 +41,9 @@ class VariationalInputNoise(Noise):
         self.raw_log_alpha.clamp_(max=0.0)
 
     def perturb(self, x: Tensor) -> Tensor:
-        """x o xi; the units are the third dimension from the end for a convolution, else the last."""
+        """x o xi; the units are the last dimension before those of positions."""
         alpha = self.raw_log_alpha.exp()
-        return multiply_by_noise(x, alpha.view(-1, 1, 1) if self.convolution else alpha)
+        return multiply_by_noise(x, alpha.view(-1, *(1,) * self.spatial))
 
     def kl(self, weight: Tensor) -> Tensor:
         """One cubic KL term per input unit; alphas above 1 count as 1."""
@@ -54,7 +53,7 @@ class VariationalInputNoise(Noise):
         """log alpha of the input unit that each weight multiplies."""
         units = self.raw_log_alpha.clamp(max=0.0).expand(self.units).view(self.groups, -1)
         rows = units.repeat_interleave(weight.shape[0] // self.groups, dim=0)
-        return rows.view(*rows.shape, *(1,) * (weight.dim() - 2))
+        return rows.view(*rows.shape, *(1,) * self.spatial)
 
 
 @method

@@ -25,11 +25,11 @@ class VariationalWeightNoise(Noise):
 
     def __init__(self, layer: NoisyLayer, rate: float, sharing: str) -> None:
         super().__init__()
-        weight = layer.theta
+        positions = (1,) * layer.spatial
         shapes = {
-            "layer": (1,) * weight.dim(),
-            "unit": (getattr(layer, "groups", 1), weight.shape[1]) + (1,) * (weight.dim() - 2),
-            "weight": tuple(weight.shape),
+            "layer": (1, 1, *positions),
+            "unit": (layer.groups, layer.theta.shape[1], *positions),
+            "weight": tuple(layer.theta.shape),
         }
         self.raw_log_alpha = nn.Parameter(torch.full(shapes[sharing], min(rate_to_log_alpha(rate), 0.0)))
 

@@ -12,6 +12,7 @@ from ..conversion import convert
 from ..counts import evaluation_weights
 from ..data import Data, Dataset, DataSpec
 from ..errors import UserError, require
+from ..layers import settings
 from ..methods import Method
 from ..methods import find as find_method
 from ..models import Model, build
@@ -23,7 +24,8 @@ def trained(config: Config, run: Run) -> tuple[nn.Module, Data]:
     assert isinstance(config.dataset, Dataset)
     data = config.dataset.prepare(Path(config.data_dir), torch.device("cpu"))
     model = network_of(config, data.spec, started=True)
-    model.load_state_dict(run.tensors(run.weights))
+    with settings.known_otherwise():
+        model.load_state_dict(run.tensors(run.weights))
     return model.to(memory_format=torch.channels_last), data
 
 
@@ -62,7 +64,8 @@ def _start_from(network: nn.Module, config: Config) -> None:
         raise UserError(f"pretrained={config.pretrained}: its record is of another version of svdo; train it anew") from None
     try:
         twin = convert(network, parent_method)
-        twin.load_state_dict(weights)
+        with settings.known_otherwise():
+            twin.load_state_dict(weights)
         network.load_state_dict({key: value for key, value in weights.items() if "noise." not in key})
         with torch.no_grad():  # what the parent's record evaluates: its removed weights start at 0
             for name, weight in evaluation_weights(twin).items():

@@ -75,6 +75,13 @@ def threshold(model: nn.Module) -> None:
     model[3].noise.threshold = -5.0
 
 
+def another_noise(model: nn.Module) -> None:
+    noise = copy.deepcopy(model[3].noise)
+    with torch.no_grad():
+        noise.log_sigma2.fill_(9.0)
+    model[3].noise = noise
+
+
 CHANGES = {
     "in place": in_place,
     "load": loaded,
@@ -85,6 +92,7 @@ CHANGES = {
     "data": replaced,
     "through data": written_through_data,
     "threshold": threshold,
+    "noise": another_noise,
 }
 
 
@@ -114,6 +122,37 @@ def test_what_is_remembered_is_not_part_of_copies_pickles_and_other_dtypes() -> 
     removed = ~svdo.masks(model)["3"]
     gradient = model[3].theta.grad
     assert removed.any() and not gradient[removed].any() and gradient[~removed].any()
+
+
+def test_gradients_in_evaluation_pass_what_is_kept_as_often_as_one_likes() -> None:
+    model, x = network(), images()
+    flat = svdo.plain(model)
+    flat(x).square().sum().backward()
+    kept = svdo.masks(model)["3"]
+    expected = torch.where(kept, flat[3].weight.grad, 0.0)
+    with torch.no_grad():
+        model(x)  # remembers without gradients
+    for times in (1, 2, 3):
+        model(x).square().sum().backward()
+        torch.testing.assert_close(model[3].theta.grad, times * expected)
+    model[3].theta.requires_grad_(False)
+    model(x).square().sum().backward()
+    torch.testing.assert_close(model[3].theta.grad, 3 * expected)
+    model[3].theta.requires_grad_(True)
+    model(x).square().sum().backward()
+    torch.testing.assert_close(model[3].theta.grad, 4 * expected)
+
+
+def test_a_replica_computes_with_its_own_weights() -> None:
+    model = network()
+    layer, x = model[3], torch.randn(2, 16)
+    before = layer(x)
+    replica = layer._replicate_for_data_parallel()
+    replica.weight, replica.bias = layer.theta * 2.0, layer.bias * 2.0
+    replica._modules = {"noise": layer.noise}
+    assert torch.allclose(replica(x), 2.0 * torch.nn.functional.linear(x, replica.evaluation_weight() / 2.0, layer.bias))
+    assert not torch.equal(replica(x), before)
+    assert torch.equal(layer(x), before)
 
 
 def test_evaluation_weights_work_inside_transforms() -> None:
