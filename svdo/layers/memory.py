@@ -12,16 +12,13 @@ It is no part of the layer's copies, pickles and states.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from ..errors import UserError
-
-if TYPE_CHECKING:
-    from .base import NoisyLayer
 
 _moment = object()  # another one after each change that no tensor shows
 
@@ -76,7 +73,20 @@ class Kept:
         return self.version is not None and self.weight._version != self.version
 
 
-def forget(layer: NoisyLayer) -> None:
+class Layer(Protocol):
+    """What is asked of a noisy layer here."""
+
+    kept: Kept | None
+    noise: Any
+    _parameters: Any
+
+    @property
+    def theta(self) -> Tensor:
+        """The weight parameter."""
+        ...
+
+
+def forget(layer: Layer) -> None:
     """Have the layer's next pass compute anew.
 
     Raises:
@@ -90,7 +100,7 @@ def forget(layer: NoisyLayer) -> None:
         )
 
 
-def remember(layer: NoisyLayer, thresholds: object) -> Kept | None:
+def remember(layer: Layer, thresholds: object) -> Kept | None:
     """Compute the weight that evaluation uses and keep it; None where nothing may be kept, as inside a transform."""
     forget(layer)
     theta, noise = layer.theta, layer.noise
@@ -108,7 +118,7 @@ def remember(layer: NoisyLayer, thresholds: object) -> Kept | None:
     return layer.kept
 
 
-def _sources(layer: NoisyLayer) -> list[Source] | None:
+def _sources(layer: Layer) -> list[Source] | None:
     """Every tensor that the weight may be computed from; None where one is of inference mode, which counts no versions."""
     found: list[Source] = []
     held: list[tuple[dict[str, Any], str]] = [(layer._parameters, "weight")]
@@ -124,7 +134,7 @@ def _sources(layer: NoisyLayer) -> list[Source] | None:
     return found
 
 
-def _computed(layer: NoisyLayer, theta: Tensor) -> tuple[Tensor, bool]:
+def _computed(layer: Layer, theta: Tensor) -> tuple[Tensor, bool]:
     """The weight, and whether its gradient reaches the parameter, through however many backward passes."""
     noise = layer.noise
     with torch.no_grad():
