@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from .errors import require
-from .layers import check_module
+from .layers import check_module, check_shaped
 
 
 @torch.no_grad()
@@ -26,6 +26,7 @@ def reestimate_batch_norm(model: nn.Module, batches: Iterable[Tensor]) -> bool:
             the model fails.
     """
     check_module("reestimate_batch_norm", model)
+    check_shaped(model)
     require(not isinstance(batches, Tensor), "batches is one tensor; give a list of batches")
     require(isinstance(batches, Iterable), f"batches is a {type(batches).__name__}; give a list of batches")
     norms = [module for module in model.modules() if isinstance(module, _BatchNorm) and module.track_running_stats]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-import math
+import sys
 from collections.abc import Iterable
 from typing import Any
 
@@ -13,7 +13,17 @@ from torch import nn
 
 from .config import check_part
 from .errors import UserError, require
-from .layers import NOISY, Noise, NoisyLayer, check_module, choice, noisy_layers, warn_of_uncalled
+from .layers import (
+    NOISY,
+    Noise,
+    NoisyLayer,
+    check_module,
+    check_shaped,
+    choice,
+    noisy_layers,
+    warn_of_uncalled,
+    warn_of_unread,
+)
 from .layers.settings import text as settings_text
 from .methods import Method, find
 
@@ -119,14 +129,18 @@ def plain(module: nn.Module) -> nn.Module:
         A copy in the same mode whose noisy layers are Linear and Conv2d again, under their old names, with the weights of
         ``evaluation_weights``, 0 where removed; a weight that several layers share comes apart. The methods' noise is gone
         from it, in training mode too.
+
+    Warns:
+        Of noisy layers whose weights the network may use without calling the layers or reading their ``weight``.
     """
     check_module("plain", module)
+    warn_of_unread(module)
     result = _copy(module)
     for (_, layer), (_, original) in zip(list(noisy_layers(result)), noisy_layers(module), strict=True):
         layer.weight = nn.Parameter(original.pruned_weight().detach().clone(), layer.theta.requires_grad)
         layer.__class__ = _plain_kind(layer)
         del layer.noise
-        for key in ("draws", "variance_dtype", "called", "kept"):
+        for key in ("draws", "variance_dtype", "called", "kept", "read"):
             vars(layer).pop(key, None)
     return result
 
@@ -134,7 +148,8 @@ def plain(module: nn.Module) -> nn.Module:
 def _copy(module: nn.Module) -> nn.Module:
     try:
         return copy.deepcopy(module)
-    except (AttributeError, RuntimeError, TypeError) as error:
+    except (AttributeError, RuntimeError, TypeError, ValueError) as error:
+        check_shaped(module)
         made = [
             name
             for name, part in module.named_modules()
@@ -177,8 +192,9 @@ def parameter_groups(module: nn.Module, lr: float, weight_decay: float = 0.0) ->
         noise parameters, and ``scale``, their multiple of ``lr``.
     """
     check_module("parameter_groups", module)
+    check_shaped(module)
     for key, value in (("lr", lr), ("weight_decay", weight_decay)):
-        number = isinstance(value, int | float) and not isinstance(value, bool) and 0.0 <= value < math.inf
+        number = isinstance(value, int | float) and not isinstance(value, bool) and 0.0 <= value <= sys.float_info.max
         require(number, f"parameter_groups: {key}={value!r} must be a number that is not negative")
     scales = {
         id(p): part.learning_rates.get(name.rpartition(".")[2], 1.0)

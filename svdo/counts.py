@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import heapq
 import math
+import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -13,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from .errors import require
-from .layers import THRESHOLDS, NoisyLayer, check_module, noisy_layers, weight_layers
+from .layers import THRESHOLDS, NoisyLayer, check_module, check_shaped, noisy_layers, weight_layers
 from .layers.choice import all_weights
 
 
@@ -58,8 +59,9 @@ def at_threshold(module: nn.Module, threshold: float) -> Iterator[None]:
     keep or remove everything.
     """
     check_module("at_threshold", module)
-    number = isinstance(threshold, int | float) and not isinstance(threshold, bool) and not math.isnan(threshold)
-    require(number, f"at_threshold: {threshold!r} is no threshold")
+    number = isinstance(threshold, int | float) and not isinstance(threshold, bool)
+    limited = number and (abs(threshold) <= sys.float_info.max or threshold in (-math.inf, math.inf))
+    require(limited, f"at_threshold: {threshold!r} is no threshold")
     noises = [layer.noise for _, layer in noisy_layers(module) if layer.noise.threshold is not None]
     token = THRESHOLDS.set({**THRESHOLDS.get(), **dict.fromkeys(noises, float(threshold))})
     try:
@@ -79,6 +81,7 @@ def sparsity(module: nn.Module) -> list[LayerSparsity]:
     """
     check_module("sparsity", module)
     weights = evaluation_weights(module)
+    _check_values(weights.values())
     shapes = [(*weight.shape[:2], math.prod(weight.shape[2:])) for weight in weights.values()]
     kept = [weight.reshape(shape).count_nonzero(2) for weight, shape in zip(weights.values(), shapes, strict=True)]
     groups = [getattr(layer, "groups", 1) for _, layer in weight_layers(module)]
@@ -118,8 +121,12 @@ def compression(counted: nn.Module | Iterable[LayerSparsity]) -> float:
         UserError: on anything else, or a layer without weights yet.
     """
     if isinstance(counted, nn.Module):
+        check_shaped(counted)
         with torch.no_grad():
-            numbers = [(weight.numel(), int(weight.count_nonzero())) for _, weight in all_weights(counted)]
+            found = [weight for _, weight in all_weights(counted)]
+            require(bool(found), "compression: the network has no weights to count; a quantised one hides them")
+            _check_values(found)
+            numbers = [(weight.numel(), int(weight.count_nonzero())) for weight in found]
     else:
         layers = list(counted) if isinstance(counted, Iterable) else [counted]
         require(
@@ -131,6 +138,13 @@ def compression(counted: nn.Module | Iterable[LayerSparsity]) -> float:
     return weights / nonzero if nonzero else float("inf")
 
 
+def _check_values(weights: Iterable[Tensor]) -> None:
+    require(
+        not any(weight.is_meta for weight in weights),
+        "weights on the meta device have no values to count; load or initialise the network first",
+    )
+
+
 def storage(module: nn.Module) -> float:
     """How many times smaller the kept weights can be stored than all of them in float32; infinite where nothing is left.
 
@@ -139,7 +153,9 @@ def storage(module: nn.Module) -> float:
     table, a float32 or a 32-bit gap per entry, or, where that is shorter, 32 bits per item.
     """
     full = used = 0
-    for weight in evaluation_weights(module).values():
+    weights = evaluation_weights(module)
+    _check_values(weights.values())
+    for weight in weights.values():
         flat = weight.flatten().float().cpu()
         places = flat.nonzero().flatten()
         full += 32 * flat.numel()

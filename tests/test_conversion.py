@@ -278,6 +278,39 @@ class ReadsAWeight(nn.Sequential):
         return F.linear(self[0](x), self[1].weight)
 
 
+class ReadsAllWeights(nn.Sequential):
+    """Calls none of its layers."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.addmm(self[1].bias, F.linear(x, self[0].weight, self[0].bias), self[1].weight.t())
+
+
+class TakesParameters(nn.Sequential):
+    """Goes past its second layer and past its ``weight``, too."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.linear(self[0](x), next(self[1].parameters()))
+
+
+def test_a_network_that_calls_no_layer_is_said() -> None:
+    model = svdo.convert(ReadsAllWeights(nn.Linear(4, 4), nn.Linear(4, 4)), "sparsevd").train()
+    model(torch.randn(2, 4))
+    with pytest.warns(UserWarning, match=r"noisy layers 0, 1: .*exclude=\['0', '1'\]"):
+        svdo.kl(model)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        small = svdo.plain(model.eval())
+    x = torch.randn(3, 4)
+    assert torch.equal(small(x), model(x))
+
+
+def test_plain_says_where_a_network_may_have_taken_parameters_past_the_layer() -> None:
+    model = svdo.convert(TakesParameters(nn.Linear(4, 4), nn.Linear(4, 4)), "sparsevd").eval()
+    model(torch.randn(2, 4))
+    with pytest.warns(UserWarning, match=r"noisy layers 1 .*exclude=\['1'\]"):
+        svdo.plain(model)
+
+
 def test_a_layer_that_is_read_past_is_said_in_training_and_evaluates_as_its_plain_network() -> None:
     model = svdo.convert(ReadsAWeight(nn.Linear(4, 4), nn.Linear(4, 4)), "sparsevd")
     with torch.no_grad():

@@ -69,7 +69,10 @@ def expand(overrides: Iterable[Override]) -> list[list[str]]:
             values[key] = [str(override.input_line)]
             continue
         require(override.is_discrete_sweep(), f"{override.input_line} has no list of values to sweep over")
-        values[key] = [f"{key}={value}" for value in itertools.islice(override.sweep_string_iterator(), MAX_JOBS + 1)]
+        try:
+            values[key] = [f"{key}={value}" for value in itertools.islice(override.sweep_string_iterator(), MAX_JOBS + 1)]
+        except ArithmeticError:
+            raise UserError(f"{override.input_line} cannot be counted; write whole numbers") from None
         require(bool(values[key]), f"{override.input_line} has no value, so there is nothing to train")
     number = math.prod(map(len, values.values()))
     require(number <= MAX_JOBS, f"a sweep of {number} jobs or more; svdo-run -m takes at most {MAX_JOBS} at a time")

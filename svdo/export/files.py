@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import glob
+import os
 import warnings
 from pathlib import Path
 from typing import Any
@@ -65,6 +66,10 @@ def _method(module: nn.Module, method: str | Method | None, settings: dict[str, 
         except TypeError:
             raise UserError(f"method {method} has no such settings: {', '.join(settings)}") from None
     require(not settings, "settings go into the Method itself, or beside a method's name, not both")
+    require(
+        method is None or isinstance(method, Method),
+        f"{method!r} is no method; give a name, such as sparsevd, or a Method with its settings",
+    )
     found = method or next((own for part in module.modules() if isinstance(own := getattr(part, "method", None), Method)), None)
     if found is None:
         raise UserError('the network does not tell how it was converted; say it: save(model, path, method="sparsevd")')
@@ -99,6 +104,9 @@ def load(source: str | Path, into: nn.Module | None = None, results_dir: str | P
         UserError: where there is no such run or file, it has no weights, is damaged or of a newer version, or does not fit
             ``into``.
     """
+    for key, value in (("source", source), ("results_dir", results_dir)):
+        require(isinstance(value, str | os.PathLike), f"load: {key}={value!r} is no path")
+    require(into is None or isinstance(into, nn.Module), f"load: into={into!r} is no torch.nn.Module")
     path = Path(source).expanduser()
     if path.is_file():
         return _from_file(path, into)

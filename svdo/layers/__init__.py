@@ -6,7 +6,16 @@ from . import choice
 from .base import THRESHOLDS, Noise, NoisyLayer, drawn_like, name_of
 from .conv import NoisyConv2d
 from .linear import NoisyLinear
-from .network import check_module, dropout_rates, noisy_layers, sampling, warn_of_uncalled, weight_layers
+from .network import (
+    check_module,
+    check_shaped,
+    dropout_rates,
+    noisy_layers,
+    sampling,
+    warn_of_uncalled,
+    warn_of_unread,
+    weight_layers,
+)
 
 NOISY: dict[type[nn.Module], type[NoisyLayer]] = {nn.Linear: NoisyLinear, nn.Conv2d: NoisyConv2d}
 
@@ -18,6 +27,7 @@ __all__ = [
     "NoisyLayer",
     "NoisyLinear",
     "check_module",
+    "check_shaped",
     "choice",
     "drawn_like",
     "dropout_rates",
@@ -25,5 +35,6 @@ __all__ = [
     "noisy_layers",
     "sampling",
     "warn_of_uncalled",
+    "warn_of_unread",
     "weight_layers",
 ]

@@ -138,6 +138,17 @@ def name_of(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
 
 
+def why_not(dtype: torch.dtype) -> str | None:
+    """Why weights of the type cannot be noisy, or None where they can."""
+    if dtype in (torch.float32, torch.float64):
+        return None
+    if dtype.is_complex:
+        return f"{name_of(dtype)}, and noise and KL are those of real weights"
+    if dtype.is_floating_point:
+        return f"{name_of(dtype)}, too narrow for the noise and its KL"
+    return f"{name_of(dtype)}, which no gradient can train"
+
+
 def drawn_like(x: Tensor, fill: Callable[[Tensor], Tensor], dtype: torch.dtype | None = None) -> Tensor:
     """A tensor of ``x``'s shape, memory format and, by default, dtype, filled by ``fill``, in place and in memory order.
 
@@ -186,6 +197,7 @@ class NoisyLayer(nn.Module):
     noise: Noise
     kept: memory.Kept | None = None  # what evaluation remembers
     called: bool = False  # whether a forward pass has come through here
+    read: bool = False  # whether something has read ``weight``, as a network does that goes past the layer
     draws: bool = False  # in a replica of torch.nn.DataParallel, whose thread is not that of ``sampling``
     variance_dtype: torch.dtype | None = None  # of the variance product; None: as the mean's
 
@@ -198,9 +210,9 @@ class NoisyLayer(nn.Module):
                 f"a {type(self).__name__} has lost its weight parameter, as by torch.nn.utils.weight_norm or prune after"
                 " convert; take them away again, or leave that layer out of convert with exclude"
             )
-        if theta.dtype not in (torch.float32, torch.float64):
+        if (reason := why_not(theta.dtype)) is not None:
             raise UserError(
-                f"a {type(self).__name__} is in {name_of(theta.dtype)}, too narrow for the noise and its KL; keep the converted"
+                f"a {type(self).__name__} is in {reason}; keep the converted"
                 " network in float32 and train under torch.autocast, or convert svdo.plain(model) to that type"
             )
         return theta
@@ -208,16 +220,27 @@ class NoisyLayer(nn.Module):
     @property
     def weight(self) -> Tensor:
         """The weight that the layer computes with now; in evaluation not the parameter, so write to ``theta`` alone."""
+        if not self.read:
+            self.read = True
         return self.theta if self.noisy else self.evaluation_weight()
 
     @weight.setter
     def weight(self, value: Tensor) -> None:
         if not getattr(self, "_is_replica", False):
-            raise UserError(
-                f"the weight of a {type(self).__name__} must stay a parameter; weight_norm, prune and their like belong before"
-                " convert, with that layer left out by exclude, or after svdo.plain"
-            )
+            raise self._must_stay()
         self._parameters["weight"] = value  # type: ignore[assignment]
+
+    def register_parameter(self, name: str, param: nn.Parameter | None) -> None:
+        """As for every module; in evaluation ``prune`` and its like come with a weight that is none."""
+        if isinstance(param, Tensor) and not isinstance(param, nn.Parameter):
+            raise self._must_stay()
+        super().register_parameter(name, param)
+
+    def _must_stay(self) -> UserError:
+        return UserError(
+            f"the weight of a {type(self).__name__} must stay a parameter; weight_norm, prune and their like belong before"
+            " convert, with that layer left out by exclude, or after svdo.plain"
+        )
 
     @property
     def noisy(self) -> bool:
@@ -234,10 +257,11 @@ class NoisyLayer(nn.Module):
             self.called = True
         if not self.noisy:
             return self.product(x, self.evaluation_weight(), self.bias)
+        theta = self.theta
         with torch.no_grad():
             self.noise.project()
         x = self.noise.perturb(x)
-        mean, variance = self.noise.posterior(self.theta)
+        mean, variance = self.noise.posterior(theta)
         output = self.product(x, mean, self.bias)
         if variance is None:
             return output

@@ -14,7 +14,7 @@ from torch.nn.parameter import is_lazy
 from torch.nn.utils import parametrize, prune
 
 from ..errors import UserError, require
-from .base import Noise, NoisyLayer, name_of
+from .base import Noise, NoisyLayer, why_not
 from .network import noisy_layers, weight_layers
 
 
@@ -89,6 +89,8 @@ def _refuse(layers: Mapping[str, nn.Linear | nn.Conv2d], kinds: Collection[type]
 def _reason(layer: nn.Linear | nn.Conv2d, kinds: Collection[type]) -> str | None:
     """Why a layer cannot be converted, or None."""
     kind = full_name(type(layer))
+    if "weight" in layer._parameters and layer._parameters["weight"] is None:
+        return f"a {kind} whose weight is None"
     if is_lazy(layer._parameters.get("weight")):  # type: ignore[arg-type]
         return f"a {kind} without a weight yet; run a batch through the network first"
     if prune.is_pruned(layer):
@@ -104,13 +106,8 @@ def _reason(layer: nn.Linear | nn.Conv2d, kinds: Collection[type]) -> str | None
         return f"a {kind}, a subclass of {base} with behaviour that a noisy layer would drop, which cannot be converted"
     if "forward" in vars(layer):
         return f"a {kind} with a forward of its own, which cannot be converted"
-    if layer.weight.is_complex():
-        return f"a {kind} in {name_of(layer.weight.dtype)}; noise and KL are those of real weights"
-    if layer.weight.dtype not in (torch.float32, torch.float64):
-        return (
-            f"a {kind} in {name_of(layer.weight.dtype)}, too narrow for the noise and its KL to learn;"
-            " convert in float32 and train under torch.autocast"
-        )
+    if (narrow := why_not(layer.weight.dtype)) is not None:
+        return f"a {kind} in {narrow}; convert in float32 and train under torch.autocast"
     return None
 
 
@@ -146,13 +143,14 @@ def all_weights(module: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
 def warn_of_dense(module: nn.Module, exclude: tuple[str, ...]) -> None:
     """Name the kinds of layer whose weights stay dense because ``convert`` does not know them, with their share."""
     names = {id(part): name for name, part in module.named_modules()}
+    noisy = {id(layer.theta) for _, layer in noisy_layers(module)}
     known = {id(layer) for _, layer in weight_layers(module) if type(layer) is not NonDynamicallyQuantizableLinear}
     layers: dict[str, set[int]] = {}
     total = left = 0
     for part, _, parameter in _own_weights(module):
         count = 0 if is_lazy(parameter) else parameter.numel()
         total += count
-        if id(part) not in known and not matches([names[id(part)]], exclude):
+        if id(part) not in known and id(parameter) not in noisy and not matches([names[id(part)]], exclude):
             layers.setdefault(type(part).__name__, set()).add(id(part))
             left += count
     if layers:

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 
 import torch
 from torch import nn
+from torch.nn.parameter import is_lazy
 
 from ..errors import require
 from .base import SAMPLING, NoisyLayer
@@ -32,15 +33,38 @@ def check_module(caller: str, module: object) -> None:
     require(isinstance(module, nn.Module), f"{caller} takes a torch.nn.Module, not a {type(module).__name__}")
 
 
+def check_shaped(module: nn.Module) -> None:
+    """Raise ``UserError`` where a lazy layer waits for its first batch."""
+    for name, part in module.named_modules():
+        for tensor in (*part._parameters.values(), *part._buffers.values()):
+            require(
+                not is_lazy(tensor),
+                f"layer {name}, a {type(part).__name__}, has no weight yet; run a batch through the network first",
+            )
+
+
 def warn_of_uncalled(module: nn.Module) -> None:
-    """Warn of noisy layers that no pass has gone through while others were: something reads their weights past them."""
+    """Warn of noisy layers that no pass has gone through while the network was run: something reads their weights past them."""
     layers = list(noisy_layers(module))
     idle = [name for name, layer in layers if not layer.called]
-    if 0 < len(idle) < len(layers):
+    if idle and any(layer.called or layer.read for _, layer in layers):
         warnings.warn(
             f"the network has run but not through the noisy layers {', '.join(idle)}: unless their turn comes later, it reads"
             " those weights without calling the layers, so they train without noise while the KL removes them; convert with"
             f" exclude={idle}",
+            stacklevel=3,
+        )
+
+
+def warn_of_unread(module: nn.Module) -> None:
+    """Warn of noisy layers that the network's passes have left alone: it may take their parameters out of ``parameters()``."""
+    layers = list(noisy_layers(module))
+    unread = [name for name, layer in layers if not (layer.called or layer.read)]
+    if 0 < len(unread) < len(layers):
+        warnings.warn(
+            f"the network has run, but neither called the noisy layers {', '.join(unread)} nor read their weight; if it takes"
+            " their parameters otherwise, it has evaluated with weights that are 0 here; convert with"
+            f" exclude={unread}",
             stacklevel=3,
         )
 

@@ -54,8 +54,10 @@ def check(own: str, state: Mapping[str, Any], prefix: str) -> None:
         Where the state has such noise but says nothing, being older than these settings.
     """
     given = state.get(prefix + KEY)
-    if given is None:
-        if own and any(key.startswith(prefix) for key in state):
+    where = f"layer {prefix.removesuffix('noise.').rstrip('.') or 'of the state'}"
+    theirs, ours = {} if given is None else _decoded(given, where), json.loads(own or "{}")
+    if not theirs:
+        if ours and any(key.startswith(prefix) for key in state):
             warnings.warn(
                 "the state does not say which method and settings it was trained with, and so they are not checked: it comes"
                 " from an earlier version of svdo",
@@ -63,9 +65,7 @@ def check(own: str, state: Mapping[str, Any], prefix: str) -> None:
                 stacklevel=2,
             )
         return
-    where = f"layer {prefix.removesuffix('noise.').rstrip('.') or 'of the state'}"
-    theirs, ours = _decoded(given, where), json.loads(own or "{}")
-    if not theirs or not ours:
+    if not ours:
         return
     if theirs["version"] > VERSION:
         raise UserError(f"{where}: the state was written by a later version of svdo; update svdo to load it")
@@ -79,7 +79,7 @@ def check(own: str, state: Mapping[str, Any], prefix: str) -> None:
 def _decoded(given: Any, where: str) -> dict[str, Any]:
     try:
         found: dict[str, Any] = json.loads(bytes(given.to(torch.uint8).tolist()) or "{}")
-        whole = not found or (
+        whole = found == {} or (
             isinstance(found["version"], int) and isinstance(found["method"], str) and isinstance(found["settings"], dict)
         )
     except (AttributeError, KeyError, RuntimeError, TypeError, ValueError):

@@ -43,7 +43,7 @@ class VariationalWeightNoise(Noise):
 
     def kl(self, weight: Tensor) -> Tensor:
         """One cubic KL term per weight; alphas above 1 count as 1."""
-        terms_per_alpha = weight.numel() // self.raw_log_alpha.numel()
+        terms_per_alpha = weight.numel() // max(self.raw_log_alpha.numel(), 1)  # a layer without inputs has none
         return bounded_kl(self.raw_log_alpha) * terms_per_alpha
 
     def log_alpha(self, weight: Tensor) -> Tensor:

@@ -88,8 +88,10 @@ class Run:
         Raises:
             UserError: where the file is damaged, another run's, or not the one that the record was written with.
         """
-        record = self.result() or {}
-        return checkpoint.load(path, self.id, record.get("files", {}).get(path.name, ""))
+        files = (self.result() or {}).get("files", {})
+        if files and path.name not in files:
+            raise UserError(f"{path} is none of the files that the record was written with; delete it")
+        return checkpoint.load(path, self.id, files.get(path.name, ""))
 
     def resume(self) -> dict[str, Any]:
         """What was saved last as ``checkpoint.pt``, its ``lines`` being those of all epochs before.

@@ -293,6 +293,9 @@ def test_a_sweep_has_a_job_and_not_without_end() -> None:
     for empty in ("seed=range(0)", "seed=range(5,5)"):
         with pytest.raises(UserError, match="has no value"):
             jobs("a=1", empty)
+    for uncounted in ("seed=range(nan)", "seed=range(0,3,nan)"):
+        with pytest.raises(UserError, match="whole numbers"):
+            jobs(uncounted)
     for endless in (["seed=range(1000000000)"], ["a=range(200)", "b=range(200)"]):
         with pytest.raises(UserError, match="at most 10000"):
             jobs(*endless)

@@ -158,6 +158,18 @@ def test_what_does_not_fit_is_refused_in_one_line(tmp_path: Path) -> None:
         assert "\n" not in str(error.value)
 
 
+@pytest.mark.parametrize("value", [None, 3, [], nn.Linear], ids=str)
+def test_what_is_no_path_or_no_method_is_refused_in_one_line(tmp_path: Path, value: object) -> None:
+    with pytest.raises(svdo.UserError, match="is no path"):
+        load(value)
+    with pytest.raises(svdo.UserError, match=r"no torch\.nn\.Module|does not exist"):
+        load(tmp_path / "net", into=value)
+    if value is not None:
+        with pytest.raises(svdo.UserError, match="is no method"):
+            save(Own(), tmp_path / "net", method=value)
+    assert not list(tmp_path.iterdir())
+
+
 def test_files_of_others_of_the_future_and_damaged_ones(tmp_path: Path) -> None:
     from safetensors.torch import save_file
 

@@ -288,6 +288,31 @@ def test_a_state_of_before_there_were_settings_loads_with_a_warning_and_its_mask
         again.load_state_dict(model.state_dict())
 
 
+@pytest.mark.parametrize("damaged", [b"", b"{}"], ids=str)
+def test_a_state_whose_settings_are_empty_is_as_one_without(damaged: bytes) -> None:
+    state = network().state_dict()
+    state["0.noise._extra_state"] = torch.tensor(list(damaged), dtype=torch.uint8)
+    with pytest.warns(UserWarning, match="does not say which method"):
+        network().load_state_dict(state)
+
+
+@pytest.mark.parametrize("damaged", [b"[]", b"null", b"0", b"{", b'{"version": 1}'], ids=str)
+def test_a_state_whose_settings_are_damaged_is_refused(damaged: bytes) -> None:
+    state = network().state_dict()
+    state["3.noise._extra_state"] = torch.tensor(list(damaged), dtype=torch.uint8)
+    with pytest.raises(UserError, match=r"layer 3: .*damaged"):
+        network().load_state_dict(state)
+
+
+@pytest.mark.parametrize("method", ["sparsevd", "vd_b", "binary", "gaussian_a", "pruning"])
+@pytest.mark.parametrize("dtype", [torch.complex64, torch.complex32], ids=str)
+@pytest.mark.filterwarnings("ignore:.*[Cc]omplex")
+def test_complex_numbers_after_conversion_are_refused(method: str, dtype: torch.dtype) -> None:
+    model = network(method).to(dtype).train()
+    with pytest.raises(UserError, match=r"complex.* real weights"):
+        model[3](torch.randn(5, 16).to(dtype))
+
+
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_half_precision_after_conversion_is_refused(dtype: torch.dtype) -> None:
     model = network().to(dtype)
@@ -310,8 +335,9 @@ CHANGED_AFTERWARDS = {
 
 @pytest.mark.filterwarnings("ignore:.*weight_norm.*deprecated")
 @pytest.mark.parametrize("change", CHANGED_AFTERWARDS)
-def test_a_weight_that_stops_being_a_parameter_is_said(change: str) -> None:
-    model = network().train()
+@pytest.mark.parametrize("training", [True, False])
+def test_a_weight_that_stops_being_a_parameter_is_said(change: str, training: bool) -> None:
+    model = network().train(training)
 
     def change_and_go_on() -> None:
         CHANGED_AFTERWARDS[change](model[3])
@@ -325,6 +351,18 @@ class Scaled(nn.Linear):
     """A subclass."""
 
 
+def integers() -> nn.Module:
+    layer = nn.Linear(3, 3)
+    layer.weight = nn.Parameter(torch.ones(3, 3, dtype=torch.int32), requires_grad=False)
+    return layer
+
+
+def without_weight() -> nn.Module:
+    layer = nn.Linear(3, 3)
+    layer.weight = None
+    return layer
+
+
 def unsuited() -> dict[str, nn.Module]:
     pruned = nn.Linear(3, 3)
     prune.l1_unstructured(pruned, "weight", 0.5)
@@ -335,6 +373,8 @@ def unsuited() -> dict[str, nn.Module]:
         "batch": nn.LazyLinear(3),
         "complex64": nn.Linear(3, 3, dtype=torch.complex64),
         "float16": nn.Linear(3, 3).half(),
+        "int32": integers(),
+        "None": without_weight(),
     }
 
 
@@ -343,11 +383,11 @@ def test_all_refusals_come_at_once_with_an_exclude_to_paste() -> None:
     with pytest.raises(UserError) as error:
         svdo.convert(net, "sparsevd")
     text = str(error.value)
-    assert "layers 1,7 are each a " in text and "\n" not in text
+    assert "layers 1,9 are each a " in text and "\n" not in text
     assert all(word.replace("\\", "") in text for word in unsuited())
-    assert "exclude=['1', '7', '2', '3', '4', '5', '6']" in text
+    assert "exclude=['1', '9', '2', '3', '4', '5', '6', '7', '8']" in text
     prune.remove(net[2], "weight")
-    assert len(svdo.masks(svdo.convert(net, "sparsevd", exclude="1,3,4,5,6,7"))) == 2
+    assert len(svdo.masks(svdo.convert(net, "sparsevd", exclude="1,3,4,5,6,7,8,9"))) == 2
 
 
 LEFT = {
@@ -363,6 +403,7 @@ LEFT = {
 
 @pytest.mark.parametrize("kind", LEFT)
 def test_layers_left_dense_are_named_with_their_share_and_counted_by_compression(kind: str) -> None:
+    torch.manual_seed(0)  # a weight near 0 starts as removed
     net = nn.Sequential(nn.Linear(4, 4), LEFT[kind])
     left = sum(p.numel() for p in LEFT[kind].parameters() if p.dim() > 1)
     with pytest.warns(UserWarning, match=rf"1 {kind}.* hold {left} of the network's {left + 16} weights"):
@@ -417,7 +458,36 @@ def test_a_wrong_type_is_refused_in_one_line(name: str, value: object) -> None:
     assert "\n" not in str(error.value)
 
 
+def test_a_threshold_that_no_float_holds_is_refused() -> None:
+    with pytest.raises(UserError, match="threshold"):
+        svdo.at_threshold(network(), 10**400).__enter__()
+
+
+def test_weights_without_values_and_networks_that_wait_for_a_batch_are_named() -> None:
+    for use in (svdo.sparsity, svdo.compression, svdo.storage):
+        with pytest.raises(UserError, match="meta device"):
+            use(network().to("meta"))
+    waiting = nn.Sequential(nn.Linear(2, 2), nn.LazyBatchNorm1d(), nn.LazyConv1d(2, 1))
+    for use in (
+        lambda: svdo.convert(waiting, "sparsevd"),
+        lambda: svdo.parameter_groups(waiting, lr=0.1),
+        lambda: svdo.compression(waiting),
+        lambda: svdo.reestimate_batch_norm(waiting, [torch.randn(2, 2)]),
+    ):
+        with pytest.raises(UserError, match=r"layer 1, a LazyBatchNorm1d, .*run a batch"):
+            use()
+    with pytest.raises(UserError, match="no weights to count"):
+        svdo.compression(nn.ReLU())
+
+
+def test_a_weight_that_a_noisy_layer_shares_is_not_called_dense() -> None:
+    embedding, out, rest = nn.Embedding(9, 4), nn.Linear(4, 9), nn.Conv1d(2, 3, 1)
+    out.weight = embedding.weight
+    with pytest.warns(UserWarning, match=r"stay plain and dense: 1 Conv1d; they hold 6 of .* 42 weights"):
+        svdo.convert(nn.Sequential(embedding, out, rest), "sparsevd")
+
+
 def test_rates_of_learning_below_zero_are_refused() -> None:
-    for settings in ({"lr": -1.0}, {"lr": float("inf")}, {"lr": 0.1, "weight_decay": -1.0}):
+    for settings in ({"lr": -1.0}, {"lr": float("inf")}, {"lr": 10**400}, {"lr": 0.1, "weight_decay": -1.0}):
         with pytest.raises(UserError, match="not negative"):
             svdo.parameter_groups(network(), **settings)

@@ -105,6 +105,11 @@ def assert_named(run: Run, name: str) -> None:
         run.tensors(run.folder / name) if name.endswith(".pt") else run.epochs()
 
 
+def test_a_snapshot_that_the_record_does_not_know_is_named(run: Run) -> None:
+    shutil.copy(run.snapshot(2), run.snapshot(7))
+    assert_named(run, "epoch-7.pt")
+
+
 def flipped(content: bytes, chance: random.Random) -> bytes:
     found = bytearray(content)
     found[chance.randrange(len(found))] ^= 1 << chance.randrange(8)
