@@ -93,4 +93,4 @@ class Compiled:
 
 def _address(array: Array) -> int:
     """Where its numbers lie; ``array.ctypes`` takes longer to say so than a small network to answer."""
-    return ctypes.addressof(ctypes.c_char.from_buffer(array)) if array.flags.writeable else array.ctypes.data
+    return ctypes.addressof(ctypes.c_char.from_buffer(array.data)) if array.flags.writeable else array.ctypes.data

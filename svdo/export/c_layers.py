@@ -1,14 +1,9 @@
-"""A plain sequential network as the few stages that its C source is written from.
-
-A dense layer is a convolution whose kernel covers the whole image, and flattening is nothing at all: so there are two kinds
-of stage, ``Product`` and ``Pooling``, and everything between two products is folded into one of them.
-"""
+"""A plain sequential network as stages: each kind of layer, and how it joins those before it."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -18,82 +13,10 @@ import torch.nn.functional as F
 from torch import fx, nn
 
 from .. import UserError
+from .c_stages import Array, Chain, Pair, Pooling, Product, Shape, Stage, drop_unread, fused
 from .graph import Select
 
-Array = npt.NDArray[np.float32]
-Shape = tuple[int, int, int]  # channels, height, width; a vector is (features, 1, 1)
-Pair = tuple[int, int]
-
 IDLE = (nn.Identity, nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.AlphaDropout, nn.FeatureAlphaDropout)
-MOST_FUSED = 16  # pixels of a pooling window that is computed together with the product before it
-
-
-@dataclass
-class Pooling:
-    """Max or average pooling of ``source`` into ``shape``, then ReLU where ``relu``; -1 pads on each side, as torch does."""
-
-    name: str
-    kind: str  # max or average
-    source: Shape
-    shape: Shape
-    kernel: Pair
-    stride: Pair
-    padding: Pair
-    dilation: Pair = (1, 1)
-    counts_padding: bool = True
-    divisor: int = 0
-    relu: bool = False
-
-    @property
-    def fits(self) -> bool:
-        """Whether windows lie side by side inside the image and are small: then no image is stored in between."""
-        simple = self.kernel == self.stride and self.padding == (0, 0) and self.dilation == (1, 1)
-        inside = all(n * k <= size for n, k, size in zip(self.shape[1:], self.kernel, self.source[1:], strict=True))
-        return simple and inside and math.prod(self.kernel) <= MOST_FUSED
-
-
-@dataclass
-class Product:
-    """A convolution of ``source`` into ``made``, then ReLU where ``relu``, then ``pooling`` where there is one."""
-
-    name: str
-    weight: Array  # (out, in, height, width), groups written out
-    bias: Array
-    source: Shape
-    made: Shape
-    stride: Pair = (1, 1)
-    padding: Pair = (0, 0)  # above and to the left
-    dilation: Pair = (1, 1)
-    relu: bool = False
-    pooling: Pooling | None = None
-
-    @property
-    def shape(self) -> Shape:
-        """What the next stage reads."""
-        return self.pooling.shape if self.pooling else self.made
-
-
-Stage = Product | Pooling
-
-
-@dataclass
-class Chain:
-    """The stages so far, and what the network sees of the last one's output: which elements, in which shape."""
-
-    stages: list[Stage]
-    source: Shape
-    seen: npt.NDArray[np.int64]  # of the network's own shape: indices into the last stage's output, or the input
-
-    @property
-    def whole(self) -> bool:
-        """Whether every element is seen, in order."""
-        return bool(np.array_equal(self.seen.ravel(), np.arange(math.prod(self.source))))
-
-    def add(self, stage: Stage, shape: tuple[int, ...]) -> None:
-        """Append a stage whose output the network sees in ``shape``."""
-        self.stages.append(stage)
-        self.source = stage.shape
-        self.seen = np.arange(math.prod(shape)).reshape(shape)
 
 
 def stages(network: nn.Module, shape: tuple[int, ...]) -> list[Stage]:
@@ -112,8 +35,8 @@ def stages(network: nn.Module, shape: tuple[int, ...]) -> list[Stage]:
         raise UserError("the network has no Linear or Conv2d layer that C could be written from")
     if not chain.whole:
         raise UserError("the network ends by choosing among its outputs, which C cannot express; leave that step out")
-    found = _fused(chain.stages)
-    _drop_unread(found)
+    found = fused(chain.stages)
+    drop_unread(found)
     return found
 
 
@@ -199,14 +122,17 @@ def _add_flatten(chain: Chain, name: str, layer: nn.Flatten) -> None:
 def _add_select(chain: Chain, name: str, layer: Select) -> None:
     if chain.seen.ndim != 1:
         raise UserError(f"layer {name} selects from something else than features, which C cannot express")
-    chain.seen = chain.seen[layer.index.cpu().numpy()]
+    index = layer.index.cpu().numpy()
+    if len(np.unique(index)) < len(index):
+        raise UserError(f"layer {name} selects a feature twice, which C cannot express")
+    chain.seen = chain.seen[index]
 
 
 def _add_linear(chain: Chain, name: str, layer: nn.Linear) -> None:
     weight = layer.weight.detach().numpy()
     _fit(name, chain.seen.ndim == 1 and chain.seen.size == weight.shape[1], f"{weight.shape[1]} features", chain)
     full = np.zeros((len(weight), math.prod(chain.source)), np.float32)
-    np.add.at(full, (slice(None), chain.seen), weight)
+    full[:, chain.seen] = weight
     made = (len(weight), 1, 1)
     chain.add(Product(name, full.reshape(-1, *chain.source), _bias(layer), chain.source, made), (len(weight),))
 
@@ -217,7 +143,7 @@ def _add_conv(chain: Chain, name: str, layer: nn.Conv2d) -> None:
         raise UserError(f"layer {name} pads with {layer.padding_mode}, which C cannot express")
     weight, channels = _ungrouped(layer), _seen_channels(chain, name)
     full = np.zeros((len(weight), chain.source[0], *weight.shape[2:]), np.float32)
-    np.add.at(full, (slice(None), channels), weight)
+    full[:, channels] = weight
     left, right, top, bottom = layer._reversed_padding_repeated_twice
     sizes = [
         (size + before + after - dilation * (kernel - 1) - 1) // stride + 1
@@ -346,40 +272,3 @@ _ADD: list[tuple[tuple[type[nn.Module], ...], Callable[[Chain, str, Any], None]]
     ((nn.ReLU,), _add_relu),
     ((nn.MaxPool2d, nn.AvgPool2d), _add_pool),
 ]
-
-
-def _fused(chain: list[Stage]) -> list[Stage]:
-    """Pooling joins the product before it where its windows allow that."""
-    result: list[Stage] = []
-    for stage in chain:
-        last = result[-1] if result else None
-        if isinstance(stage, Pooling) and stage.fits and isinstance(last, Product) and last.pooling is None:
-            last.pooling = stage
-        else:
-            result.append(stage)
-    return result
-
-
-def _drop_unread(chain: list[Stage]) -> None:
-    """Leave out channels that the next product never reads; their weights go with them."""
-    read: npt.NDArray[np.bool_] | None = None  # channels of the stage's output that a later one reads; None: all
-    for stage in reversed(chain):
-        if isinstance(stage, Pooling):
-            if read is not None:
-                stage.source, stage.shape = _narrowed(stage.source, read), _narrowed(stage.shape, read)
-            continue
-        if read is not None:
-            stage.weight, stage.bias = stage.weight[read], stage.bias[read]
-            stage.made = _narrowed(stage.made, read)
-            if stage.pooling is not None:
-                stage.pooling.source = _narrowed(stage.pooling.source, read)
-                stage.pooling.shape = _narrowed(stage.pooling.shape, read)
-        read = stage.weight.any((0, 2, 3))
-        read[0] |= not read.any()
-        if stage is not chain[0] and not read.all():
-            stage.weight = np.ascontiguousarray(stage.weight[:, read])
-            stage.source = _narrowed(stage.source, read)
-
-
-def _narrowed(shape: Shape, read: npt.NDArray[np.bool_]) -> Shape:
-    return (int(read.sum()), *shape[1:])

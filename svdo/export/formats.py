@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import re
 import tempfile
 from dataclasses import dataclass, field
@@ -112,7 +113,7 @@ def _tensors(network: nn.Module, choice: Choice) -> Exported:
         if choice.to == "sparse":
             sparse.save(network, path, half=choice.half)
         else:
-            files.save(network.half() if choice.half else network, path)
+            files.save(copy.deepcopy(network).half() if choice.half else network, path)
         loaded = files.load(path).float()
         return Exported("", path.read_bytes(), measure.torch_runner(loaded))
 

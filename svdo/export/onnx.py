@@ -133,10 +133,10 @@ def int8_model(model: bytes, images: Array) -> bytes:
 
 
 def _batches(reader: type[Any], images: Array) -> Any:
-    """What ``quantize_static`` wants to read from."""
+    """What ``quantize_static`` reads from: an object of ONNX Runtime's class, which is imported where it is used."""
     batches = iter(np.array_split(images, max(1, len(images) // CALIBRATION_BATCH)))
 
-    class Batches(reader):  # type: ignore[misc] - its class is ONNX Runtime's, imported where it is used
+    class Batches(reader):  # type: ignore[misc]
         def get_next(self) -> dict[str, Array] | None:
             batch = next(batches, None)
             return None if batch is None else {"x": batch}
