@@ -120,13 +120,11 @@ def _table(source: Trained, exported: Exported) -> str:
 
 
 def _time(latency: Latency | None) -> str | None:
-    return (
-        None
-        if latency is None
-        else f"{latency.best:.3g} ({latency.median:.3g})"
-        if latency.best < 1000
-        else (f"{latency.best:.0f} ({latency.median:.0f})")
-    )
+    return None if latency is None else f"{_digits(latency.best)} ({_digits(latency.median)})"
+
+
+def _digits(microseconds: float) -> str:
+    return f"{microseconds:.3g}" if microseconds < 1000 else f"{microseconds:.0f}"
 
 
 if __name__ == "__main__":

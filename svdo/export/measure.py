@@ -21,6 +21,8 @@ Runner = Callable[[Array], Array]  # (n, ...) float32 -> (n, classes)
 BATCHES = (1, 1000)
 BLOCKS = 30
 BLOCK_SECONDS = 0.004  # a block repeats a call for at least so long, so that a clock's grain does not show
+BUDGET = 3.0  # seconds of a runner and a size: slower ones have fewer blocks, but not fewer than ...
+FEWEST = 5
 CHUNK = 1000
 
 
@@ -65,7 +67,7 @@ def latencies(
         runners: by name.
         images: (n, ...); where they are fewer than a batch, they are repeated.
         batches: sizes to measure.
-        blocks: per runner and size.
+        blocks: per runner and size; fewer where they would take longer than ``BUDGET``.
 
     Returns:
         For each name and size.
@@ -76,7 +78,8 @@ def latencies(
             x = np.ascontiguousarray(images[np.arange(size) % len(images)])
             repeats = {name: _repeats(run, x) for name, run in runners.items()}
             seconds: dict[str, list[float]] = {name: [] for name in runners}
-            for _ in range(blocks):
+            slowest = max(repeats[name] * _block(run, x, 1) for name, run in runners.items())
+            for _ in range(min(blocks, max(FEWEST, int(BUDGET / slowest)))):
                 for name, run in runners.items():
                     seconds[name].append(_block(run, x, repeats[name]))
             for name, found in seconds.items():
