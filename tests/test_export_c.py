@@ -110,7 +110,9 @@ def test_poolings(name: str, order: str) -> None:
     agrees(sparse(network), (1, 12, 11))
 
 
-@pytest.mark.parametrize("flags", [QUICK, ("-O2", "-shared", "-fPIC", "-DNETWORK_PLAIN"), FLAGS, ("-mno-avx", *QUICK)])
+@pytest.mark.parametrize(
+    "flags", [QUICK, ("-O2", "-shared", "-fPIC", "-DNETWORK_PLAIN"), FLAGS, ("-mno-avx", *QUICK), ("-DWIDTH=16", *QUICK)]
+)
 def test_batches_and_instruction_sets(flags: tuple[str, ...]) -> None:
     network = nn.Sequential(
         nn.Conv2d(1, 6, 5), nn.BatchNorm2d(6), nn.ReLU(), nn.MaxPool2d(2), nn.Conv2d(6, 8, 3, padding=1), nn.ReLU(),

@@ -81,9 +81,9 @@ def test_the_program_writes_a_file_and_says_what_it_is_like(folder: Path, run: s
 @pytest.mark.parametrize("given", ["id", "folder"])
 def test_c_has_the_network_s_error(export: Export, folder: Path, run: str, given: str) -> None:
     pytest.importorskip("safetensors")
-    status, out, err = export(run if given == "id" else f"results/runs/{run}", "--to", "c", "--compact")
+    status, out, err = export(run if given == "id" else f"results/runs/{run}", "--to", "c")
     assert (status, err) == (0, "")
-    assert cells(out, "c, compact")[5] == cells(out, "dense, torch")[5]
+    assert cells(out, "c")[5] == cells(out, "dense, torch")[5]
     assert '#include "mlp.h"' in (folder / "mlp.c").read_text() and "mlp_predict_batch" in (folder / "mlp.h").read_text()
     made = subprocess.run(["cc", "-std=c99", "-Wall", "-Wextra", "-Werror", "-c", "mlp.c"], cwd=folder, capture_output=True)
     assert made.returncode == 0, made.stderr

@@ -11,8 +11,11 @@ LANES = 16  # images abreast
 _PREAMBLE = """\
 #if defined(__GNUC__) && !defined(@NAME@_PLAIN)
 #define VECTORS 1
-#if defined(__AVX512F__)
+#ifdef __AVX512F__
 #include <immintrin.h>
+#endif
+#if defined(WIDTH) /* numbers in a vector, given at compile time */
+#elif defined(__AVX512F__)
 #define WIDTH 16
 #elif defined(__AVX__)
 #define WIDTH 8
@@ -40,11 +43,11 @@ INLINE four most4(four a, four b) { return (four)__builtin_ia32_maxps((four_alig
 
 INLINE vector most(vector a, vector b)
 {
-#if WIDTH == 16
+#if WIDTH == 16 && defined(__AVX512F__)
     return (vector)_mm512_max_ps((__m512)a, (__m512)b);
-#elif WIDTH == 8
+#elif WIDTH == 8 && defined(__AVX__)
     return (vector)__builtin_ia32_maxps256((eight_aligned)a, (eight_aligned)b);
-#elif defined(__SSE__)
+#elif WIDTH == 4 && defined(__SSE__)
     return (vector)most4((four)a, (four)b);
 #else
     for (int k = 0; k < WIDTH; k++)

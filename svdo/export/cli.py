@@ -39,7 +39,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("run", metavar="RUN", help="a finished run with its weights: its folder, or its id in --results-dir")
     parser.add_argument("--to", required=True, choices=list(TO), help="the format")
-    parser.add_argument("--compact", action="store_true", help="first take out the units that have died")
+    parser.add_argument("--compact", action="store_true", help="first take out the units that have died (c always does)")
     parser.add_argument("--half", action="store_true", help="values as float16 (sparse, safetensors)")
     parser.add_argument("--int8", action="store_true", help="8-bit integers, calibrated on training images (onnx)")
     parser.add_argument("--output", help="the file to write (default: MODEL.SUFFIX in the current folder)")

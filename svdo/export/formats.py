@@ -69,11 +69,11 @@ def export(network: nn.Module, choice: Choice, images: Array, calibration: Array
     """
     choice.check()
     reference, notes = measure.torch_runner(network), []
-    if choice.compact:
+    if choice.compact or choice.to == "c":
         smaller = compact(network, torch.from_numpy(images[:2]))
         network = smaller.module.eval()
         notes += [f"compact: {smaller.before.parameters} parameters, now {smaller.after.parameters}", *smaller.notes]
-    label = choice.to + ", compact" * choice.compact + ", f16" * choice.half + ", int8" * choice.int8
+    label = choice.to + ", compact" * (choice.compact and choice.to != "c") + ", f16" * choice.half + ", int8" * choice.int8
     if choice.to == "c":
         made = _c(network, images, file)
     elif choice.to == "onnx":
