@@ -1,5 +1,6 @@
 """C written from sparse networks against torch, on code that the machine's compiler has made."""
 
+import copy
 import os
 import subprocess
 from collections import OrderedDict
@@ -11,7 +12,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from svdo import UserError
-from svdo.export.c import FLAGS, Compiled, c_source, compiler
+from svdo.export.c import FLAGS, Compiled, build, c_source, compiled, compiler
 
 pytestmark = pytest.mark.skipif(compiler() is None, reason="needs a C compiler")
 QUICK = ("-O0", "-shared", "-fPIC")
@@ -34,23 +35,25 @@ def sparse(network: nn.Module, keep: float = 0.3, seed: int = 0) -> nn.Module:
     return network.eval()
 
 
-def agrees(
-    network: nn.Module, shape: tuple[int, ...], batches: tuple[int, ...] = (1, 17), flags: tuple[str, ...] = QUICK
-) -> None:
+def agrees(run: Compiled, network: nn.Module, shape: tuple[int, ...], batches: tuple[int, ...] = (1, 17)) -> None:
     """Whether C gives what torch gives, for one image and for batches, whatever was computed before."""
-    run = Compiled(c_source(network, torch.zeros(1, *shape)), flags)
     x = torch.randn(max(batches), *shape)
     with torch.no_grad():
-        expected = network.double()(x.double()).flatten(1).numpy()
-    network.float()
+        expected = copy.deepcopy(network).double()(x.double()).flatten(1).numpy()
     scale = np.abs(expected).max() + 1e-6
     for n in (*batches, 1):
         np.testing.assert_allclose(run(x[:n].numpy()), expected[:n], rtol=0, atol=2e-6 * scale, err_msg=f"batch of {n}")
 
 
-def conv(*sizes: int, side: int = 9, **settings: object) -> tuple[nn.Module, tuple[int, ...]]:
+Case = tuple[nn.Module, tuple[int, ...]]
+
+
+def conv(*sizes: int, side: int = 9, **settings: object) -> Case:
     layer = nn.Conv2d(*sizes, **settings)  # type: ignore[arg-type]
-    return nn.Sequential(layer, nn.ReLU(), nn.Flatten(), nn.LazyLinear(4)), (sizes[0], side, side + 2)
+    network = nn.Sequential(layer, nn.ReLU(), nn.Flatten(), nn.LazyLinear(4))
+    shape = (sizes[0], side, side + 2)
+    network(torch.zeros(1, *shape))
+    return network, shape
 
 
 CONVOLUTIONS = {
@@ -69,13 +72,6 @@ CONVOLUTIONS = {
     "covering": conv(2, 3, (9, 11)),
     "tiny": conv(1, 1, 1, side=1),
 }
-
-
-@pytest.mark.parametrize("name", CONVOLUTIONS)
-def test_convolutions(name: str) -> None:
-    network, shape = CONVOLUTIONS[name]
-    network(torch.zeros(1, *shape))
-    agrees(sparse(network), shape)
 
 
 POOLINGS = {
@@ -99,71 +95,24 @@ POOLINGS = {
 ORDERS = ["relu first", "relu after", "no relu"]
 
 
-@pytest.mark.parametrize(
-    ("name", "order"),
-    [(name, order) for i, name in enumerate(POOLINGS) for order in ORDERS if order == ORDERS[i % 3] or name.endswith(" 2")],
-)
-def test_poolings(name: str, order: str) -> None:
+def pooled(name: str, order: str) -> Case:
     """With the pooling between two convolutions, the second one padded and strided so that its input has gaps."""
     middle = {"relu first": [nn.ReLU(), POOLINGS[name]], "relu after": [POOLINGS[name], nn.ReLU()], "no relu": [POOLINGS[name]]}
-    network = nn.Sequential(nn.Conv2d(1, 4, 2), *middle[order], nn.Conv2d(4, 3, 3, stride=1 + (order == "no relu"), padding=2))
-    agrees(sparse(network), (1, 12, 11))
+    last = nn.Conv2d(4, 3, 3, stride=1 + (order == "no relu"), padding=2)
+    return nn.Sequential(nn.Conv2d(1, 4, 2), *middle[order], last), (1, 12, 11)
 
 
-@pytest.mark.parametrize(
-    "flags", [QUICK, ("-O2", "-shared", "-fPIC", "-DNETWORK_PLAIN"), FLAGS, ("-mno-avx", *QUICK), ("-DWIDTH=16", *QUICK)]
-)
-def test_batches_and_instruction_sets(flags: tuple[str, ...]) -> None:
-    network = nn.Sequential(
-        nn.Conv2d(1, 6, 5), nn.BatchNorm2d(6), nn.ReLU(), nn.MaxPool2d(2), nn.Conv2d(6, 8, 3, padding=1), nn.ReLU(),
-        nn.AvgPool2d(2), nn.Flatten(), nn.Dropout(), nn.Linear(8 * 9, 20), nn.BatchNorm1d(20), nn.ReLU(), nn.Linear(20, 10),
-    )  # fmt: skip
-    agrees(sparse(network), (1, 16, 16), BATCHES, flags)
+def dense(features: int) -> Case:
+    return nn.Sequential(nn.Flatten(), nn.Linear(features, 12), nn.ReLU(), nn.Linear(12, 3, bias=False)), (features,)
 
 
-@pytest.mark.parametrize("features", [1, 5, 8, 9, 20, 784])
-@pytest.mark.parametrize("keep", [0.05, 1.0])
-def test_dense_networks(features: int, keep: float) -> None:
-    network = nn.Sequential(nn.Flatten(), nn.Linear(features, 12), nn.ReLU(), nn.Linear(12, 3, bias=False))
-    agrees(sparse(network, keep), (features,), BATCHES)
-
-
-@pytest.mark.parametrize("emptied", [0, 3, 6])
-def test_a_layer_without_weights(emptied: int) -> None:
+def emptied(layer: int) -> Case:
+    """Without any weight in one of its layers."""
     network = sparse(nn.Sequential(
         nn.Conv2d(2, 3, 3), nn.ReLU(), nn.MaxPool2d(2), nn.Conv2d(3, 4, 2), nn.ReLU(), nn.Flatten(), nn.Linear(16, 5)
     ))  # fmt: skip
-    network[emptied].weight.data.zero_()  # type: ignore[operator, union-attr]
-    agrees(network, (2, 9, 9))
-
-
-def test_units_that_nothing_reads_are_left_out() -> None:
-    network = sparse(
-        nn.Sequential(nn.Conv2d(1, 6, 3), nn.ReLU(), nn.MaxPool2d(3, 2, 1), nn.Flatten(), nn.Linear(6 * 16, 3)), 1.0
-    )
-    whole = c_source(network, torch.zeros(1, 1, 10, 10)).table_bytes
-    network[4].weight.data.view(3, 6, 16)[:, 1:5] = 0.0
-    assert c_source(network, torch.zeros(1, 1, 10, 10)).table_bytes < 0.5 * whole
-    agrees(network, (1, 10, 10))
-
-
-def test_batch_norm_where_there_is_nothing_to_fold_it_into() -> None:
-    network = nn.Sequential(
-        nn.BatchNorm2d(2), nn.ReLU(), nn.Conv2d(2, 3, 3), nn.ReLU(), nn.BatchNorm2d(3, affine=False), nn.MaxPool2d(2),
-        nn.BatchNorm2d(3), nn.Flatten(), nn.BatchNorm1d(27), nn.Linear(27, 4), nn.ReLU(), nn.BatchNorm1d(4),
-    )  # fmt: skip
-    agrees(sparse(network), (2, 8, 8))
-
-
-def test_many_channels_take_wide_offsets_and_one_image_at_a_time() -> None:
-    """A first layer too large to be computed abreast, the rest abreast, offsets beyond 16 bits."""
-    network = nn.Sequential(
-        nn.Conv2d(1, 80, 3, padding=1), nn.ReLU(), nn.Conv2d(80, 4, 3, padding=1), nn.ReLU(), nn.MaxPool2d(4),
-        nn.Conv2d(4, 3, 3), nn.Flatten(), nn.Linear(3 * 36, 2),
-    )  # fmt: skip
-    source = c_source(sparse(network, 0.3), torch.zeros(1, 1, 32, 32))
-    assert "uint32_t stage" in source.text and "lanes3" in source.text and "lanes1" not in source.text
-    agrees(network, (1, 32, 32))
+    network[layer].weight.data.zero_()  # type: ignore[operator, union-attr]
+    return network, (2, 9, 9)
 
 
 class Functional(nn.Module):
@@ -178,12 +127,93 @@ class Functional(nn.Module):
         return result
 
 
-def test_a_chain_may_be_written_out_or_nested() -> None:
-    agrees(sparse(Functional()), (1, 8, 8))
-    agrees(
-        sparse(nn.Sequential(nn.Flatten(), nn.Sequential(nn.Linear(6, 4), nn.Sequential(nn.ReLU(), nn.Linear(4, 2))))),
-        (2, 3, 1),
+NESTED = nn.Sequential(nn.Flatten(), nn.Sequential(nn.Linear(6, 4), nn.Sequential(nn.ReLU(), nn.Linear(4, 2))))
+NORMS = nn.Sequential(
+    nn.BatchNorm2d(2), nn.ReLU(), nn.Conv2d(2, 3, 3), nn.ReLU(), nn.BatchNorm2d(3, affine=False), nn.MaxPool2d(2),
+    nn.BatchNorm2d(3), nn.Flatten(), nn.BatchNorm1d(27), nn.Linear(27, 4), nn.ReLU(), nn.BatchNorm1d(4),
+)  # fmt: skip
+
+
+def unread() -> Case:
+    """Channels that the next layer never reads."""
+    network = sparse(
+        nn.Sequential(nn.Conv2d(1, 6, 3), nn.ReLU(), nn.MaxPool2d(3, 2, 1), nn.Flatten(), nn.Linear(6 * 16, 3)), 1.0
     )
+    network[4].weight.data.view(3, 6, 16)[:, 1:5] = 0.0  # type: ignore[operator, union-attr]
+    return network, (1, 10, 10)
+
+
+def cases() -> dict[str, Case]:
+    """Every network that is compiled once, as quickly as can be."""
+    random = {
+        **{f"convolution, {name}": case for name, case in CONVOLUTIONS.items()},
+        **{
+            f"pooling, {name}, {order}": pooled(name, order)
+            for number, name in enumerate(POOLINGS)
+            for order in ORDERS
+            if order == ORDERS[number % 3] or name.endswith(" 2")
+        },
+        **{f"dense, {features} features": dense(features) for features in (1, 5, 8, 9, 20, 784)},
+        "written out": (Functional(), (1, 8, 8)),
+        "nested": (NESTED, (2, 3, 1)),
+        "norms with nothing to be folded into": (NORMS, (2, 8, 8)),
+    }
+    full, shape = dense(20)
+    return {
+        **{name: (sparse(network), shape) for name, (network, shape) in random.items()},
+        "dense, all weights": (sparse(full, 1.0), shape),
+        **{f"layer {layer} emptied": emptied(layer) for layer in (0, 3, 6)},
+        "unread": unread(),
+    }
+
+
+CASES = cases()
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Compiled]:
+    """The networks in C, in one library: a compiler takes longer to start than such a file takes to compile."""
+    library = tmp_path_factory.mktemp("c") / "all.so"
+    sources = {
+        name: c_source(network, torch.zeros(1, *shape), f"case{number}")
+        for number, (name, (network, shape)) in enumerate(CASES.items())
+    }
+    build(list(sources.values()), library, QUICK)
+    return {name: Compiled(source, library) for name, source in sources.items()}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_c_gives_what_torch_gives(name: str, runs: dict[str, Compiled]) -> None:
+    agrees(runs[name], *CASES[name], BATCHES if name.startswith("dense") else (1, 17))
+
+
+@pytest.mark.parametrize(
+    "flags", [("-O2", "-shared", "-fPIC", "-DNETWORK_PLAIN"), FLAGS, ("-mno-avx", *QUICK), ("-DWIDTH=16", *QUICK)]
+)
+def test_batches_and_instruction_sets(flags: tuple[str, ...]) -> None:
+    network = sparse(nn.Sequential(
+        nn.Conv2d(1, 6, 5), nn.BatchNorm2d(6), nn.ReLU(), nn.MaxPool2d(2), nn.Conv2d(6, 8, 3, padding=1), nn.ReLU(),
+        nn.AvgPool2d(2), nn.Flatten(), nn.Dropout(), nn.Linear(8 * 9, 20), nn.BatchNorm1d(20), nn.ReLU(), nn.Linear(20, 10),
+    ))  # fmt: skip
+    agrees(compiled(c_source(network, torch.zeros(1, 1, 16, 16)), flags), network, (1, 16, 16), BATCHES)
+
+
+def test_units_that_nothing_reads_are_left_out() -> None:
+    network, shape = unread()
+    few = c_source(network, torch.zeros(1, *shape)).table_bytes
+    nn.init.ones_(network[4].weight)  # type: ignore[operator, union-attr]
+    assert few < 0.5 * c_source(network, torch.zeros(1, *shape)).table_bytes
+
+
+def test_many_channels_take_wide_offsets_and_one_image_at_a_time() -> None:
+    """A first layer too large to be computed abreast, the rest abreast, offsets beyond 16 bits."""
+    network = sparse(nn.Sequential(
+        nn.Conv2d(1, 80, 3, padding=1), nn.ReLU(), nn.Conv2d(80, 4, 3, padding=1), nn.ReLU(), nn.MaxPool2d(4),
+        nn.Conv2d(4, 3, 3), nn.Flatten(), nn.Linear(3 * 36, 2),
+    ))  # fmt: skip
+    source = c_source(network, torch.zeros(1, 1, 32, 32))
+    assert "uint32_t stage" in source.text and "lanes3" in source.text and "lanes1" not in source.text
+    agrees(compiled(source, QUICK), network, (1, 32, 32))
 
 
 @pytest.mark.parametrize("extra", [[], ["-DNETWORK_PLAIN"], ["-DNETWORK_NO_BATCH"], ["-mavx2", "-mfma"], ["-mavx512f"]])

@@ -65,7 +65,6 @@ def cells(out: str, label: str) -> list[str]:
 
 
 def test_the_program_writes_a_file_and_says_what_it_is_like(folder: Path, run: str) -> None:
-    pytest.importorskip("safetensors")
     process = start(folder, run, "--to", "sparse", "--output", "net.svdo", program="svdo.cli.export")
     out, err = process.communicate(timeout=240)
     assert process.returncode == 0 and err == "", err
@@ -81,7 +80,6 @@ def test_the_program_writes_a_file_and_says_what_it_is_like(folder: Path, run: s
 @pytest.mark.skipif(compiler() is None, reason="needs a C compiler")
 @pytest.mark.parametrize("given", ["id", "folder"])
 def test_c_has_the_network_s_error(export: Export, folder: Path, run: str, given: str) -> None:
-    pytest.importorskip("safetensors")
     status, out, err = export(run if given == "id" else f"results/runs/{run}", "--to", "c")
     assert (status, err) == (0, "")
     assert cells(out, "c")[5] == cells(out, "dense, torch")[5]
@@ -91,7 +89,6 @@ def test_c_has_the_network_s_error(export: Export, folder: Path, run: str, given
 
 
 def test_without_a_compiler_c_is_said_not_to_be_checked(export: Export, run: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    pytest.importorskip("safetensors")
     monkeypatch.setenv("CC", "no-such-compiler")
     status, out, _ = export(run, "--to", "c", "--output", "My-Net.2.c")
     assert status == 0 and "neither compiled nor checked" in out and "my_net_2_predict" in Path("My-Net.2.h").read_text()
@@ -99,14 +96,13 @@ def test_without_a_compiler_c_is_said_not_to_be_checked(export: Export, run: str
 
 
 def test_other_formats(export: Export, run: str) -> None:
-    pytest.importorskip("safetensors")
     status, out, err = export(run, "--to", "safetensors", "--half", "--output", "half.safetensors")
     assert (status, err) == (0, "") and float(cells(out, "safetensors, f16")[2].rstrip("x")) > 1.5
     assert abs(float(cells(out, "dense, torch")[5]) - float(cells(out, "safetensors, f16")[5])) < 1.0
 
 
 def test_onnx_and_int8(export: Export, run: str) -> None:
-    for package in ("safetensors", "onnx", "onnxscript", "onnxruntime"):
+    for package in ("onnx", "onnxscript", "onnxruntime"):
         pytest.importorskip(package)
     status, out, err = export(run, "--to", "onnx", "--compact", "--int8")
     assert (status, err) == (0, "")
@@ -115,7 +111,6 @@ def test_onnx_and_int8(export: Export, run: str) -> None:
 
 
 def test_a_file_is_not_replaced_unless_that_is_asked_for(export: Export, run: str) -> None:
-    pytest.importorskip("safetensors")
     Path("kept.svdo").write_text("precious")
     status, _, err = export(run, "--to", "sparse", "--output", "kept.svdo")
     assert status == 2 and "kept.svdo exists" in err and Path("kept.svdo").read_text() == "precious"
@@ -176,7 +171,7 @@ class Wrong:
 
 def test_a_wrong_result_is_not_written(export: Export, run: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(formats, "compiler", lambda: ["cc"])
-    monkeypatch.setattr(formats, "Compiled", Wrong)
+    monkeypatch.setattr(formats, "compiled", Wrong)
     status, out, err = export(run, "--to", "c")
     assert status == 2 and out == "" and "computes something else" in err and not Path("mlp.c").exists()
 

@@ -10,6 +10,7 @@ import shlex
 import shutil
 import subprocess
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -47,29 +48,42 @@ def compiler() -> list[str] | None:
     return command if command and shutil.which(command[0]) else None
 
 
-class Compiled:
-    """A C source as a Python callable: (n, ...) float32 -> (n, outputs)."""
+def build(sources: Sequence[Source], library: Path, flags: Sequence[str] = FLAGS) -> None:
+    """Compile C sources into one shared library.
 
-    def __init__(self, source: Source, flags: tuple[str, ...] = FLAGS) -> None:
-        """Compile and load it.
-
-        Raises:
-            UserError: where there is no compiler, or it refuses.
-        """
-        command = compiler()
-        if command is None:
-            raise UserError("there is no C compiler; install one, or name it in CC")
-        with tempfile.TemporaryDirectory(prefix="svdo-c-") as folder:
-            file, library = Path(folder, f"{source.name}.c"), Path(folder, "network.so")
-            file.write_text(source.text)
+    Raises:
+        UserError: where there is no compiler, or it refuses.
+    """
+    command = compiler()
+    if command is None:
+        raise UserError("there is no C compiler; install one, or name it in CC")
+    with tempfile.TemporaryDirectory(prefix="svdo-c-") as folder:
+        files = []
+        for source in sources:
+            files.append(Path(folder, f"{source.name}.c"))
+            files[-1].write_text(source.text)
             Path(folder, source.header_name).write_text(source.header)
-            made = subprocess.run([*command, *flags, str(file), "-o", str(library)], capture_output=True, text=True)
-            if made.returncode:
-                said = (made.stderr.splitlines() or ["no message"])[0]
-                raise UserError(f"{command[0]} refuses the C source: {said}")
-            self.bytes = library.stat().st_size
-            self.messages = made.stderr
-            loaded = ctypes.CDLL(str(library))
+        made = subprocess.run([*command, *flags, *map(str, files), "-o", str(library)], capture_output=True, text=True)
+    if made.returncode:
+        said = (made.stderr.splitlines() or ["no message"])[0]
+        raise UserError(f"{command[0]} refuses the C source: {said}")
+
+
+def compiled(source: Source, flags: Sequence[str] = FLAGS) -> Compiled:
+    """A C source compiled and loaded; raises ``UserError`` as ``build`` does."""
+    with tempfile.TemporaryDirectory(prefix="svdo-c-") as folder:
+        library = Path(folder, "network.so")
+        build([source], library, flags)
+        return Compiled(source, library)
+
+
+class Compiled:
+    """A compiled C source as a Python callable: (n, ...) float32 -> (n, outputs)."""
+
+    def __init__(self, source: Source, library: Path) -> None:
+        """Load it from the shared library that ``build`` made."""
+        self.bytes = library.stat().st_size
+        loaded = ctypes.CDLL(str(library))
         self._one = getattr(loaded, f"{source.name}_predict")
         self._many = getattr(loaded, f"{source.name}_predict_batch")
         self._one.argtypes, self._one.restype = (ctypes.c_void_p, ctypes.c_void_p), None

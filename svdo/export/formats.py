@@ -15,7 +15,7 @@ from torch import nn
 
 from ..errors import UserError, require
 from . import files, measure, onnx, sparse
-from .c import Compiled, c_source, compiler
+from .c import c_source, compiled, compiler
 from .compact import compact
 from .measure import Runner
 
@@ -90,7 +90,7 @@ def _c(network: nn.Module, images: Array, file: str) -> Exported:
     stem = file.removesuffix(".c")
     name = re.sub("[^a-z0-9_]", "_", stem.lower())
     source = c_source(network, torch.from_numpy(images[:1]), f"net_{name}" if name[:1].isdigit() else name, f"{stem}.h")
-    run = Compiled(source) if compiler() else None
+    run = compiled(source) if compiler() else None
     sizes = f"tables {source.table_bytes} bytes, buffers {source.buffer_bytes} bytes, {source.batch_bytes} more for batches"
     notes = [
         sizes,
