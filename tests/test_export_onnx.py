@@ -9,8 +9,8 @@ from torch import nn
 
 import svdo
 from svdo import UserError
+from svdo.export.formats import Choice
 from svdo.export.onnx import OnnxRunner, int8_model, onnx_model
-from svdo.layers.warn import warn_of_export
 
 
 def networks() -> dict[str, tuple[nn.Module, tuple[int, ...]]]:
@@ -19,8 +19,7 @@ def networks() -> dict[str, tuple[nn.Module, tuple[int, ...]]]:
         nn.Conv2d(1, 4, 3, padding=1), nn.BatchNorm2d(4), nn.ReLU(), nn.MaxPool2d(2), nn.Flatten(), nn.Linear(4 * 16, 5)
     )  # fmt: skip
     return {
-        "plain": (small.eval(), (1, 8, 8)),
-        "converted, then plain": (svdo.plain(svdo.convert(small, "sparsevd", log_sigma2=-8)).eval(), (1, 8, 8)),
+        "convolutional": (svdo.plain(svdo.convert(small, "sparsevd", log_sigma2=-8)).eval(), (1, 8, 8)),
         "dense": (nn.Sequential(nn.Linear(7, 6), nn.ReLU(), nn.Linear(6, 3)).eval(), (7,)),
     }
 
@@ -58,23 +57,16 @@ def test_a_missing_package_is_said_with_its_command(missing: str, monkeypatch: p
         if package != missing:
             pytest.importorskip(package)
     monkeypatch.setitem(sys.modules, missing, None)  # what import then takes for absent
-    network, shape = networks()["dense"]
     with pytest.raises(UserError, match=rf"{missing} is not installed; install it with: pip install 'svdo\[onnx\]'"):
-        OnnxRunner(onnx_model(network, torch.zeros(1, *shape)))
+        Choice("onnx").check()
 
 
-class Converted(nn.Module):
-    """A layer that calls what noisy layers call."""
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        warn_of_export()
-        return 2 * x
-
-
-def test_exporters_are_warned_and_calls_are_not(recwarn: pytest.WarningsRecorder) -> None:
-    network, x = Converted(), torch.ones(2, 3)
+def test_exporters_are_warned_of_a_converted_network_and_calls_are_not(recwarn: pytest.WarningsRecorder) -> None:
+    network = svdo.convert(nn.Sequential(nn.Linear(3, 2)), "sparsevd", log_sigma2=-8).eval()
+    x = torch.ones(2, 3)
     network(x)
     torch.compile(network, backend="eager")(x)
+    torch.jit.trace(svdo.plain(network), (x,))
     assert not [warning for warning in recwarn if "converted network" in str(warning.message)]
     with pytest.warns(UserWarning, match=r"a converted network .* svdo\.plain"):
         torch.jit.trace(network, (x,))

@@ -5,17 +5,20 @@ from __future__ import annotations
 import argparse
 import os
 import re
+from collections.abc import Iterable
 from pathlib import Path
 from typing import NoReturn
 
 from tabulate import tabulate
 
-from ..errors import UserError
+from ..config import expanded
+from ..errors import UserError, require
 from ..export import formats, measure
 from ..export.formats import SUFFIXES, Choice, Exported
 from ..export.measure import Latency
 from ..export.source import Trained, trained
 from ..runs.disk import write_atomically
+from ..train import signals
 from . import extensions
 from .run import exit_status
 
@@ -59,16 +62,17 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def main() -> None:
-    """Exit status: 0, or 2 where the user can mend something."""
-    arguments = _parser().parse_args()
-    with exit_status():
+    """Exit status: 0, or 2 where the user can mend something, 130 or 143 where stopped."""
+    with exit_status(), signals():
+        arguments = _parser().parse_args()
         choice = Choice(arguments.to, arguments.compact, arguments.half, arguments.int8)
         choice.check()
         extensions.load(arguments.modules)
-        if arguments.output:  # before anything takes time
-            _refuse(Path(arguments.output).expanduser(), choice, arguments.overwrite)
-        source = trained(arguments.run, arguments.results_dir, arguments.data_dir)
-        output = Path(arguments.output or f"{source.name}{SUFFIXES[choice.to]}").expanduser()
+        if arguments.output is not None:  # before anything takes time
+            _refuse(_file(arguments.output), choice, arguments.overwrite)
+        results_dir, data_dir = expanded("--results-dir", arguments.results_dir), expanded("--data-dir", arguments.data_dir)
+        source = trained(expanded("RUN", arguments.run), results_dir, data_dir)
+        output = _file(arguments.output) if arguments.output is not None else Path(f"{source.name}{SUFFIXES[choice.to]}")
         _refuse(output, choice, arguments.overwrite)
         exported = formats.export(source.network, choice, source.test, source.calibration, output.name)
         table = _table(source, exported)
@@ -79,31 +83,40 @@ def main() -> None:
         print(f"written: {', '.join(map(str, _paths(output, exported.others)))}", flush=True)
 
 
-def _paths(output: Path, suffixes: object) -> list[Path]:
-    return [output, *(output.with_suffix(str(suffix)) for suffix in suffixes)]  # type: ignore[attr-defined]
+def _file(name: str) -> Path:
+    require(bool(name), "--output is empty; name a file, or leave it out")
+    return expanded("--output", name)
+
+
+def _paths(output: Path, suffixes: Iterable[str]) -> list[Path]:
+    return [output, *(output.with_suffix(suffix) for suffix in suffixes)]
 
 
 def _refuse(output: Path, choice: Choice, overwrite: bool) -> None:
     """What would fail at the end fails at the start."""
-    if choice.to == "c" and not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.-]*\.c", output.name):
-        raise UserError(f"--output {output}: a C file's name takes letters, digits, _ and -, and ends in .c")
+    fits = choice.to != "c" or re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.-]*\.c", output.name) is not None
+    require(fits, f"--output {output}: a C file's name takes letters, digits, _ . and -, and ends in .c")
     for path in _paths(output, [".h"] if choice.to == "c" else []):
-        if path.is_dir():
-            raise UserError(f"{path} is a folder; name a file with --output")
-        if path.exists() and not overwrite:
-            raise UserError(f"{path} exists; name another file with --output, or pass --overwrite")
+        require(not path.is_dir(), f"{path} is a folder; name a file with --output")
+        require(overwrite or not path.exists(), f"{path} exists; name another file with --output, or pass --overwrite")
     folder = output.parent
-    if not folder.is_dir():
-        raise UserError(f"{folder} is no folder; make it, or name another file with --output")
-    if not os.access(folder, os.W_OK):
-        raise UserError(f"{folder} cannot be written; name another file with --output")
+    require(folder.is_dir(), f"{folder} is no folder; make it, or name another file with --output")
+    require(os.access(folder, os.W_OK), f"{folder} cannot be written; name another file with --output")
 
 
 def _write(output: Path, exported: Exported) -> None:
-    """The header before what includes it; each file whole or not at all."""
-    for suffix, data in exported.others.items():
-        write_atomically(output.with_suffix(suffix), lambda file, data=data: file.write(data))
-    write_atomically(output, lambda file: file.write(exported.data))
+    """The header before what includes it; each file whole or not at all, and no header alone."""
+    files = {output.with_suffix(suffix): data for suffix, data in exported.others.items()} | {output: exported.data}
+    new = [path for path in files if not path.exists()]
+    try:
+        for path, data in files.items():
+            write_atomically(path, lambda file, data=data: file.write(data))
+    except BaseException as error:
+        for path in new:
+            path.unlink(missing_ok=True)
+        if isinstance(error, OSError):
+            raise UserError(f"{output} cannot be written: {error.strerror}; name another file with --output") from None
+        raise
 
 
 def _table(source: Trained, exported: Exported) -> str:
@@ -114,14 +127,13 @@ def _table(source: Trained, exported: Exported) -> str:
     if exported.run is not None:
         runners[exported.label] = exported.run
     times = measure.latencies(runners, source.test)
-    dense_bytes, errors = len(formats.dense(source.network)), {}
-    for name, run in runners.items():
-        errors[name] = measure.error(run, source.test, source.labels)
+    errors = {name: measure.error(run, source.test, source.labels) for name, run in runners.items()}
+    dense_bytes = formats.dense_bytes(source.network)
     sizes = {"dense, torch": dense_bytes, exported.label: len(exported.data)}
     rows = []
     for name in dict.fromkeys([*runners, exported.label]):
         size, found = sizes.get(name), times.get(name, {})
-        row = [name, size, f"{dense_bytes / size:.1f}x" if size else None]
+        row = [name, size, f"{dense_bytes / size:.1f}x" if size and dense_bytes else None]
         row += [_time(found.get(batch)) for batch in measure.BATCHES]
         rows.append([*row, f"{errors[name]:.2f}" if name in errors else None])
     header = ["format", "bytes", "ratio", *(f"batch of {batch}, us" for batch in measure.BATCHES), "test error %"]

@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from ..errors import UserError, require
-from . import files, measure, onnx, sparse
+from . import container, files, measure, onnx, sparse
 from .c import c_source, compiled, compiler
 from .compact import compact
 from .measure import Runner
@@ -46,11 +46,15 @@ class Choice:
     int8: bool = False
 
     def check(self) -> None:
-        """Raise ``UserError`` on what does not go together."""
+        """Raise ``UserError`` on what does not go together, or where a package is missing."""
         require(
             not self.half or self.to in ("sparse", "safetensors"), f"--half is for sparse and safetensors, not for {self.to}"
         )
         require(not self.int8 or self.to == "onnx", f"--int8 is for onnx, not for {self.to}")
+        if self.to == "onnx":
+            onnx.check_packages()
+        elif self.to != "c":
+            container.check_package()
 
 
 def export(network: nn.Module, choice: Choice, images: Array, calibration: Array, file: str) -> Exported:
@@ -117,9 +121,12 @@ def _tensors(network: nn.Module, choice: Choice) -> Exported:
         return Exported("", path.read_bytes(), measure.torch_runner(loaded))
 
 
-def dense(network: nn.Module) -> bytes:
-    """The plain network in a safetensors file: what bytes are compared with."""
-    return _tensors(network, Choice("safetensors")).data
+def dense_bytes(network: nn.Module) -> int | None:
+    """Of the plain network in a safetensors file, where that package is installed: what bytes are compared with."""
+    try:
+        return len(_tensors(network, Choice("safetensors")).data)
+    except UserError:
+        return None
 
 
 def dense_onnx(network: nn.Module, images: Array) -> Runner | None:

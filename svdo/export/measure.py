@@ -57,7 +57,11 @@ def one_thread() -> Iterator[None]:
 
 
 def latencies(
-    runners: Mapping[str, Runner], images: Array, batches: Sequence[int] = BATCHES, blocks: int = BLOCKS
+    runners: Mapping[str, Runner],
+    images: Array,
+    batches: Sequence[int] = BATCHES,
+    blocks: int = BLOCKS,
+    budget: float | None = None,
 ) -> dict[str, dict[int, Latency]]:
     """How long each of ``runners`` takes for the first images, on one thread.
 
@@ -67,7 +71,8 @@ def latencies(
         runners: by name.
         images: (n, ...); where they are fewer than a batch, they are repeated.
         batches: sizes to measure.
-        blocks: per runner and size; fewer where they would take longer than ``BUDGET``.
+        blocks: per runner and size; fewer, but no fewer than ``FEWEST``, where the slowest would take longer than
+        budget: in seconds, by default ``BUDGET``.
 
     Returns:
         For each name and size.
@@ -79,7 +84,7 @@ def latencies(
             repeats = {name: _repeats(run, x) for name, run in runners.items()}
             seconds: dict[str, list[float]] = {name: [] for name in runners}
             slowest = max(repeats[name] * _block(run, x, 1) for name, run in runners.items())
-            for _ in range(min(blocks, max(FEWEST, int(BUDGET / slowest)))):
+            for _ in range(min(blocks, max(FEWEST, int((budget or BUDGET) / slowest)))):
                 for name, run in runners.items():
                     seconds[name].append(_block(run, x, repeats[name]))
             for name, found in seconds.items():

@@ -21,6 +21,7 @@ from ..errors import UserError
 
 Array = npt.NDArray[np.float32]
 CALIBRATION_BATCH = 100
+PACKAGES = ("onnx", "onnxscript", "onnxruntime")
 
 
 def _needed(name: str) -> Any:
@@ -29,6 +30,12 @@ def _needed(name: str) -> Any:
     except ImportError:
         missing = name.partition(".")[0]
         raise UserError(f"{missing} is not installed; install it with: pip install 'svdo[onnx]'") from None
+
+
+def check_packages() -> None:
+    """Raise ``UserError`` where a package is missing that export, check or quantisation takes."""
+    for name in PACKAGES:
+        _needed(name)
 
 
 def onnx_model(network: nn.Module, example: Tensor) -> bytes:

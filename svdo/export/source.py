@@ -32,17 +32,16 @@ class Trained:
     calibration: Array
 
 
-def trained(run: str, results_dir: str, data_dir: str) -> Trained:
+def trained(run: Path, results_dir: Path, data_dir: Path) -> Trained:
     """The network of a run, given by its folder or its id in ``results_dir``, and its data.
 
     Raises:
         UserError: where there is no such run, no weights are kept with it, its data set is not to be had, or it is no
             classifier of numbers.
     """
-    path = Path(run).expanduser()
-    store, identifier = (path.resolve().parent.parent, path.resolve().name) if path.is_dir() else (Path(results_dir), run)
-    require(not path.is_file(), f"{run} is a file; name a run: its folder, or its id")
+    require(not run.is_file(), f"{run} is a file; name a run: its folder, or its id")
     network = plain(load(run, results_dir=results_dir)).eval()
+    store, identifier = (run.resolve().parent.parent, run.resolve().name) if run.is_dir() else (results_dir, run.name)
     record = Run(store, identifier).result()
     assert record is not None  # or it could not have been loaded
     config = config_of(record)
@@ -51,7 +50,7 @@ def trained(run: str, results_dir: str, data_dir: str) -> Trained:
         config.task.name == "classification",
         f"{identifier} is a run of task={config.task.name}; what is exported is judged by a classifier's test error",
     )
-    data = config.dataset.prepare(Path(data_dir).expanduser(), torch.device("cpu"))
+    data = config.dataset.prepare(data_dir, torch.device("cpu"))
     require(
         data.spec.dtype == torch.float32,
         f"the inputs of {identifier} are of type {data.spec.dtype}; networks that take float32 are exported",
