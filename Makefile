@@ -18,7 +18,7 @@ help:  ## list the targets
 $(STAMP): pyproject.toml
 	@test -x $(BIN)/python || $(PYTHON) -m venv --without-pip $(VENV)
 	@echo "installing svdo and what it needs into $(VENV) (torch is large: minutes the first time)"
-	@$(PYTHON) -m pip --python $(BIN)/python install --quiet --disable-pip-version-check -e '.[dev,joblib,plot]'
+	@$(PYTHON) -m pip --python $(BIN)/python install --quiet --disable-pip-version-check -e '.[dev,joblib,onnx,plot]'
 	@rm -f $(VENV)/installed-*
 	@touch $@
 

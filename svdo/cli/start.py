@@ -22,6 +22,11 @@ def svdo_report() -> None:
     start("svdo.report.cli")
 
 
+def svdo_export() -> None:
+    """``svdo-export``."""
+    start("svdo.cli.export")
+
+
 def start(module: str) -> None:
     """Call ``main`` of ``module``, which turns signals into exceptions of its own once its imports are done."""
     mend_streams()

@@ -17,6 +17,11 @@ FORMAT = "svdo"
 Description = dict[str, Any]
 
 
+def check_package() -> None:
+    """Raise ``UserError`` where safetensors is not installed."""
+    _safetensors()
+
+
 def _safetensors() -> Any:
     try:
         import safetensors.torch

@@ -23,6 +23,7 @@ from torch.autograd.function import FunctionCtx, once_differentiable
 
 from ..errors import UserError
 from . import memory, settings
+from .warn import warn_of_export
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -256,6 +257,7 @@ class NoisyLayer(nn.Module):
         if not self.called:
             self.called = True
         if not self.noisy:
+            warn_of_export()
             return self.product(x, self.evaluation_weight(), self.bias)
         theta = self.theta
         with torch.no_grad():

@@ -16,10 +16,12 @@ from svdo import train
 from svdo.cli.compose import compose
 from svdo.data.known import Images
 from svdo.errors import UserError
+from svdo.export.c import compiler
+from svdo.export.formats import Choice
 from svdo.layers import noisy_layers
 from svdo.report import cli, figures, measures, measuring, spec, values
 from svdo.report import evidence as evidences
-from svdo.report.measures import cost, estimators, uncertainty
+from svdo.report.measures import cost, deploy, estimators, uncertainty
 from svdo.report.spec import Column, Row
 from svdo.runs import Run
 
@@ -117,6 +119,35 @@ def test_time_and_memory_of_each_estimator_are_measured(
     memory = {name: record["memory"] for name, (record,) in found.items()}
     assert memory["separate"] > 2 * drawn > max(memory["single"], memory["none"])
     assert min(memory.values()) > 0.0
+
+
+def test_exported_networks_are_measured_in_each_format(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With what ONNX Runtime would be compared with standing in for it: its exporter takes longer than all the rest."""
+    ways = {"onnx": Choice("safetensors"), "half": Choice("sparse", compact=True, half=True)}
+    ways |= {"c": Choice("c")} if compiler() else {}
+    monkeypatch.setattr(deploy, "EVERY", ways)
+    monkeypatch.setattr(deploy, "COMPARED", ("onnx", "half"))
+    config = compose([*SMALL_RUN, "method=sparsevd", f"results_dir={tmp_path}", "runtime.progress=false"])
+    _, record = train.execute(config)
+    networks = {f"mlp {method}": [train.trained(config, Run(tmp_path, config.id))] for method in ("sparsevd", "pruning")}
+    found = measures.find("deploy")(networks, tmp_path, measures.TOY)
+    assert set(found) == {*(f"mlp sparsevd {way}" for way in (*ways, "converted")), "mlp pruning onnx", "mlp pruning half"}
+    for name, (made,) in found.items():
+        assert made["error"] == pytest.approx(record["test"]["error"], abs=0.5 if name.endswith("half") else 1e-3)
+        assert 0.0 < made["one"]["best"] <= made["one"]["median"] and made["one"]["best"] < made["many"]["best"]
+        base = found[f"{name.rpartition(' ')[0]} onnx"][0]
+        assert made["many"]["times"] == pytest.approx(base["many"]["best"] / made["many"]["best"])
+    half, dense = found["mlp sparsevd half"][0], found["mlp sparsevd onnx"][0]
+    assert "bytes" not in found["mlp sparsevd converted"][0]
+    assert half["ratio"] == dense["bytes"] / half["bytes"] > 1.5 and dense["ratio"] == 1.0
+    rows = [(Row("mlp", f"Sparse VD, {name}", measured=name), [evidences.Finding(made)]) for name, (made,) in found.items()]
+    assert figures.find("deploy")(evidence_of(rows, tmp_path), [])["png"].startswith(b"\x89PNG")
+
+
+def test_the_declared_report_of_exports_has_a_row_for_all_that_is_measured() -> None:
+    report = spec.load("deploy")
+    ways = {name: [*deploy.EVERY, "converted"] if name.endswith(deploy.FULLY) else deploy.COMPARED for name in report.needs}
+    assert {row.measured for row in report.rows} == {f"{name} {way}" for name, chosen in ways.items() for way in chosen}
 
 
 def test_a_new_measurement_is_one_function_and_no_edit_elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -28,9 +28,13 @@ class Effort:
     samples: int = 30  # noisy passes of a sampled prediction
     steps: int = 40  # training steps that are timed,
     separate_steps: int = 3  # and with a draw of all weights for each example
+    blocks: int = 100  # of calls of an exported network, for the fastest and the median one,
+    seconds: float = 15.0  # but no more than the slowest format makes in that time
 
 
-TOY = Effort(batches=3, separate_batches=2, alpha_batches=3, size=50, samples=2, steps=2, separate_steps=1)
+TOY = Effort(
+    batches=3, separate_batches=2, alpha_batches=3, size=50, samples=2, steps=2, separate_steps=1, blocks=3, seconds=0.1
+)
 Measure = Callable[[Networks, Path, Effort], dict[str, Any]]
 MEASURES: dict[str, Measure] = {}
 
