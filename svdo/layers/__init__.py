@@ -3,8 +3,9 @@
 from torch import nn
 
 from . import choice
-from .base import THRESHOLDS, Noise, NoisyLayer, drawn_like, name_of
+from .base import NoisyLayer, name_of
 from .conv import NoisyConv2d
+from .draw import drawn_like
 from .linear import NoisyLinear
 from .network import (
     check_module,
@@ -16,6 +17,7 @@ from .network import (
     warn_of_unread,
     weight_layers,
 )
+from .noise import THRESHOLDS, Noise
 
 NOISY: dict[type[nn.Module], type[NoisyLayer]] = {nn.Linear: NoisyLinear, nn.Conv2d: NoisyConv2d}
 

@@ -14,8 +14,9 @@ from torch.nn.parameter import is_lazy
 from torch.nn.utils import parametrize, prune
 
 from ..errors import UserError, require
-from .base import Noise, NoisyLayer, why_not
+from .base import NoisyLayer, why_not
 from .network import noisy_layers, weight_layers
+from .noise import Noise
 
 
 def patterns(key: str, value: str | Iterable[str]) -> tuple[str, ...]:

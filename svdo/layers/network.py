@@ -11,7 +11,8 @@ from torch import nn
 from torch.nn.parameter import is_lazy
 
 from ..errors import require
-from .base import SAMPLING, NoisyLayer
+from .base import NoisyLayer
+from .noise import SAMPLING
 
 
 def noisy_layers(module: nn.Module) -> Iterator[tuple[str, NoisyLayer]]:
