@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from ..errors import UserError
 from . import memory, settings
-from .draw import AddNoise
+from .draw import add_noise
 from .noise import SAMPLING, THRESHOLDS, Noise
 from .warn import warn_of_export
 
@@ -129,11 +129,10 @@ class NoisyLayer(nn.Module):
         if output.dtype == torch.float16:  # too narrow for squares, and VARIANCE_FLOOR is 0 in it
             with torch.autocast(x.device.type, enabled=False):
                 spread = self.product(x.float().square(), variance.float(), None)
-                return AddNoise.apply(output.float(), spread).to(output.dtype)  # type: ignore[no-any-return]
+                return add_noise(output.float(), spread).to(output.dtype)
         dtype = self.variance_dtype or x.dtype
         spread = self.product(x.square().to(dtype), variance.to(dtype), None).to(output.dtype)
-        noisy: Tensor = AddNoise.apply(output, spread)
-        return noisy
+        return add_noise(output, spread)
 
     def evaluation_weight(self) -> Tensor:
         """``pruned_weight``, remembered from one pass to the next while nothing that it is computed from changes.

@@ -23,7 +23,7 @@ def drawn_like(x: Tensor, fill: Callable[[Tensor], Tensor], dtype: torch.dtype |
     return drawn
 
 
-class AddNoise(torch.autograd.Function):
+class _AddNoise(torch.autograd.Function):
     """mean + sqrt(variance) o zeta, in place of both arguments, which must be fresh results of a product.
 
     It keeps one tensor for backward instead of the graph of the square root. Fresh memory is what these operations wait for,
@@ -44,3 +44,9 @@ class AddNoise(torch.autograd.Function):
     def backward(ctx: FunctionCtx, *grad_outputs: Tensor) -> tuple[Tensor, Tensor]:
         (half_zeta_over_deviation,) = ctx.saved_tensors  # type: ignore[attr-defined]
         return grad_outputs[0], grad_outputs[0] * half_zeta_over_deviation
+
+
+def add_noise(mean: Tensor, variance: Tensor) -> Tensor:
+    """mean + sqrt(variance) o zeta, zeta ~ N(0, 1); both arguments, fresh results of a product, are overwritten."""
+    noisy: Tensor = _AddNoise.apply(mean, variance)
+    return noisy
