@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import json
 import sys
 from collections.abc import Iterable
 from typing import Any
@@ -86,6 +87,18 @@ def convert(
         if isinstance(part, nn.TransformerEncoderLayer) and any(noisy_layers(part)):
             part.activation_relu_or_gelu = 0  # torch's fast path of evaluation would read the weights past the layers
     return converted
+
+
+def method_of(module: nn.Module) -> Method | None:
+    """The method, with its settings, that a network was converted with; None where no layer is noisy."""
+    said = next((layer.noise.settings_text for _, layer in noisy_layers(module) if layer.noise.settings_text), "")
+    if not said:
+        return None
+    known = json.loads(said)
+    settings: dict[str, Any] = {
+        key: dict(value) if isinstance(value, list) else value for key, value in known["settings"].items()
+    }
+    return find(known["method"])(**settings)
 
 
 def _method_of(method: str | Method, settings: dict[str, Any]) -> Method:

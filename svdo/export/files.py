@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from .. import models, runs
-from ..conversion import convert, plain
+from ..conversion import convert, method_of, plain
 from ..counts import evaluation_weights, masks
 from ..errors import UserError, require
 from ..methods import Method
@@ -70,7 +70,7 @@ def _method(module: nn.Module, method: str | Method | None, settings: dict[str, 
         method is None or isinstance(method, Method),
         f"{method!r} is no method; give a name, such as sparsevd, or a Method with its settings",
     )
-    found = method or next((own for part in module.modules() if isinstance(own := getattr(part, "method", None), Method)), None)
+    found = method or method_of(module)
     if found is None:
         raise UserError('the network does not tell how it was converted; say it: save(model, path, method="sparsevd")')
     return found
@@ -173,13 +173,6 @@ def _converted(network: nn.Module, method: Method, names: list[str]) -> nn.Modul
         list(masks(converted)) == names,
         "its method converts other layers of the network than it did when it was saved",
     )
-    return _telling(converted, method)
-
-
-def _telling(converted: nn.Module, method: Method) -> nn.Module:
-    """The network, whose noise says from now on which method it is of: ``save`` asks it."""
-    for name in masks(converted):
-        converted.get_submodule(name).noise.method = method  # type: ignore[union-attr]
     return converted
 
 
@@ -228,6 +221,6 @@ def _from_run(results_dir: Path, id: str) -> nn.Module:
     network = models.build(config.model, runs.data_of(record, config), config.seed)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        converted = _telling(convert(network, config.method), config.method)
+        converted = convert(network, config.method)
     _load_state(converted, found.tensors(found.weights))
     return converted.eval()

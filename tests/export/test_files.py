@@ -113,7 +113,6 @@ def test_a_plain_network(tmp_path: Path, dtype: torch.dtype) -> None:
 def test_another_method_than_the_networks_is_not_written(tmp_path: Path) -> None:
     model = trained(chain(), "sparsevd", threshold=-1.0)
     for options, words in (
-        ({}, "does not tell how it was converted"),
         ({"method": "sparsevd"}, "was not converted with method=sparsevd and these settings"),
         ({"method": "pruning"}, "was not converted with method=pruning"),
         ({"method": "nosuch"}, "method=nosuch is not a choice"),
