@@ -218,7 +218,7 @@ def _from_run(results_dir: Path, id: str) -> nn.Module:
     assert isinstance(config.model, models.Model)
     assert isinstance(config.method, Method)
     network = models.build(config.model, runs.data_of(record, config), config.seed)
-    with warnings.catch_warnings():  # of weights removed from the start, and of older states without the settings: here they are
+    with warnings.catch_warnings():  # of weights removed from the start, and of states without settings: here they are
         warnings.simplefilter("ignore")
         converted = _telling(convert(network, config.method), config.method)
         _load_state(converted, found.tensors(found.weights))
