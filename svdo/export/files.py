@@ -219,8 +219,8 @@ def _from_run(results_dir: Path, id: str) -> nn.Module:
     assert isinstance(config.model, models.Model)
     assert isinstance(config.method, Method)
     network = models.build(config.model, runs.data_of(record, config), config.seed)
-    with warnings.catch_warnings():
+    with warnings.catch_warnings():  # of weights removed from the start, and of states without settings: here they are
         warnings.simplefilter("ignore")
         converted = convert(network, config.method)
-    _load_state(converted, found.tensors(found.weights))
+        _load_state(converted, found.tensors(found.weights))
     return converted.eval()
