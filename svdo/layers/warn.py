@@ -12,14 +12,14 @@ MESSAGE = (
 )
 
 
+_is_exporting = getattr(torch.compiler, "is_exporting", None)  # torch 2.4 has none
+
+
 def exporting() -> bool:
-    """Whether torch.export, torch.onnx or torch.jit.trace is following this pass."""
-    is_exporting = getattr(torch.compiler, "is_exporting", None)  # torch 2.4 has none
-    return bool(
-        torch.jit.is_tracing()  # type: ignore[attr-defined, no-untyped-call]
-        or torch.onnx.is_in_onnx_export()
-        or (is_exporting is not None and is_exporting())
-    )
+    """Whether torch.export or torch.jit.trace, by one of which torch.onnx goes too, is following this pass."""
+    if torch.jit.is_tracing():  # type: ignore[attr-defined, no-untyped-call]
+        return True
+    return _is_exporting is not None and bool(_is_exporting())
 
 
 def warn_of_export() -> None:
