@@ -13,10 +13,10 @@ from pathlib import Path
 
 import pytest
 import yaml
-from svdo.export.cli import _parser as export_parser
-from svdo.export.formats import Choice
 
 from svdo.cli.compose import compose
+from svdo.cli.export import _parser as export_parser
+from svdo.export.formats import Choice
 from svdo.methods import METHODS
 
 ROOT = Path(__file__).parents[1]

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import functools
+import warnings
 from pathlib import Path
 
 from ..errors import UserError
@@ -20,12 +20,20 @@ def read(run: Run) -> Record | None:
 
 
 def finished(results_dir: str | Path) -> list[Record]:
-    """The records of all runs that are done, by id; a damaged one is the business of whoever asks for that run."""
+    """The records of all runs that are done, by id.
+
+    Warns:
+        UserWarning: of a damaged one, which is left out: it stops whoever asks for that run.
+    """
     found = []
     for folder in sorted((Path(results_dir).expanduser() / "runs").glob("*/")):
-        with contextlib.suppress(UserError):
-            if record := read(Run(results_dir, folder.name)):
-                found.append(record)
+        try:
+            record = read(Run(results_dir, folder.name))
+        except UserError as error:
+            warnings.warn(str(error), stacklevel=2)
+            continue
+        if record:
+            found.append(record)
     return found
 
 

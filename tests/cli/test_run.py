@@ -70,7 +70,7 @@ MISTAKES = {
     "train.epochs=-1": "at least 0",
     "train.epochs=ten": "ten",
     "train.epoch=3": "did you mean train.epochs",
-    "train.batch_size=1000": "200 training images",
+    "train.batch_size=1000": "200 training examples",
     "dataset.normalization=x": "pixel_mean, standard, zca, none",
     "results_dir=occupied": "results_dir",
     "results_dir='~nosuchuser/x'": "results_dir=~nosuchuser/x: there is no such user",
@@ -218,7 +218,7 @@ def test_a_failed_job_stops_no_other_and_fails_the_sweep(svdo_run: Command, tmp_
     done = svdo_run("-m", *QUICK, "train.batch_size=20,5000,50")
     assert done.returncode == 2
     assert "2 done, 0 skipped, 1 failed" in done.stdout
-    assert "train.batch_size=5000 exceeds the 200 training images" in done.stdout
+    assert "train.batch_size=5000 exceeds the 200 training examples" in done.stdout
     assert len(list(tmp_path.rglob("result.json"))) == 2
 
 
@@ -306,7 +306,7 @@ UNCOUNTED = {
     "model.width=10000000": "takes at least 6.4 PB of memory",
     "method.components=1000000000 method=sws": "between 1 and 256",
     "method.rates={conv9:0.5} method=binary": "no layer is called conv9",
-    "train.batch_size=1000000000000": "exceeds the 200 training images",
+    "train.batch_size=1000000000000": "exceeds the 200 training examples",
     "runtime.device=nonsense": "cannot be used",
     "pretrained=nothing": "no finished run",
 }

@@ -283,7 +283,8 @@ def test_subset_is_the_first_images_and_keeps_the_validation_images() -> None:
     assert data.validation is not None
     np.testing.assert_array_equal((255 * whole(data.train)[:, 0, 0, 0]).round(), np.arange(8))
     assert len(data.validation) == 15
-    assert len(prepared(numbered(), validation=15, subset=50).train) == 45
+    with pytest.raises(UserError, match=r"subset=50 exceeds the 45 training images beside dataset\.validation=15"):
+        prepared(numbered(), validation=15, subset=50)
     assert prepared(numbered()).validation is None
     test, few = prepared(numbered()).test, prepared(numbered(), test_subset=3).test
     np.testing.assert_array_equal(whole(few), whole(test)[:3])

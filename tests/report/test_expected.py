@@ -18,7 +18,7 @@ def test_a_damaged_record_of_another_run_does_not_stop_a_plan(tmp_path: Path) ->
 
 
 def test_a_width_that_was_never_trained_is_timed_by_its_weights(tmp_path: Path) -> None:
-    old = {**record(("model=mlp", "model.width=100", "method=none"), 1.0, 1.0), "weights": 99_400}
+    old = record(("model=mlp", "model.width=100", "method=none"), 1.0, 1.0, weights=99_400)
     del old["config"]["dataset"]["test_subset"], old["config"]["model"]["start_std"]  # settings that it does not know
     put(tmp_path, old)
     seconds = [
@@ -28,8 +28,8 @@ def test_a_width_that_was_never_trained_is_timed_by_its_weights(tmp_path: Path) 
     # A minute on two threads.
     assert seconds == [120.0, pytest.approx(120.0 * (784 * 200 + 2 * 200**2 + 2000) / 99_400)]
     assert expected(compose(["model=mlp", "method=binary"]), list(finished(tmp_path)), "cuda") is None
-    sparse = {**record(("model=mlp", "model.width=50", "method=sparsevd"), 1.0, 1.0), "weights": 44_700, "seconds": 200.0}
-    put(tmp_path, sparse | {"epochs": 1})
+    sparse = record(("model=mlp", "model.width=50", "method=sparsevd", "train.epochs=1"), 1.0, 1.0, weights=44_700)
+    put(tmp_path, sparse | {"seconds": 200.0})
     wanted = compose(["model=mlp", "model.width=100", "method=sparsevd", "train.epochs=1"])
     assert expected(wanted, list(finished(tmp_path))).seconds == pytest.approx(400.0 * 99_400 / 44_700)  # by its method
 

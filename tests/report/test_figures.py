@@ -48,7 +48,7 @@ def test_regularisers_are_drawn_from_what_is_measured(tmp_path: Path) -> None:
     for row in report.rows:
         (run,) = evidences.runs(report, row, [f"results_dir={tmp_path}"])
         if row.group != "width=1250":
-            put(tmp_path, {**record(run.overrides, 1.5, 1.0), "layers": [{"sparsity": 0.0, "rate": 0.3}] * 4})
+            put(tmp_path, record(run.overrides, 1.5, 1.0))
         rows.append((row, [run]))
     assert figures.find("regularisers")(evidence_of(rows, tmp_path), [])["png"].startswith(b"\x89PNG")
 
@@ -59,7 +59,7 @@ def test_a_new_figure_is_one_function_and_no_edit_elsewhere(
     monkeypatch.setattr(figures.base, "FIGURES", dict(figures.FIGURES))
     report = spec.load("small")
     monkeypatch.setattr(spec, "load", lambda name: replace(report, figures=[Figure("mine", "my_errors")]))
-    with pytest.raises(UserError, match="no figure is drawn by my_errors; take one of: depth, kl, "):
+    with pytest.raises(UserError, match="no figure is drawn by my_errors; take one of: deploy, depth, kl, "):
         figures.find("my_errors")
 
     @figures.figure("my_errors")

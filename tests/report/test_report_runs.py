@@ -150,7 +150,7 @@ def test_runs_whose_data_cannot_be_had_are_left_out_with_one_note(
         asked.append(name)
         raise UnavailableError("mnist could not be fetched: no network")
 
-    monkeypatch.setattr("svdo.train.loop.load", load)
+    monkeypatch.setattr("svdo.data.images.load", load)
     with pytest.raises(SystemExit) as stop:
         small("run")
     assert stop.value.code == 1

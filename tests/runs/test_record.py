@@ -181,5 +181,5 @@ def test_the_epochs_of_another_run_are_not_those_of_the_record() -> None:
 
 def test_a_configuration_comes_back_from_a_record_of_now(tmp_path: Path) -> None:
     config = compose(["model=lenet5", "method=vd_a", "train=fast", "seed=4", "method.rates={fc*:0.5}"])
-    found = record.config_of({"config": config.as_dict(), "model": "lenet5", "method": "vd_a"})
+    found = record.config_of({"config": config.as_dict(), "model": "lenet5", "method": "vd_a", "dataset": "mnist"})
     assert (found.id, found.as_dict()) == (config.id, config.as_dict())

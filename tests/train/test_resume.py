@@ -19,6 +19,7 @@ from svdo.cli.compose import compose
 from svdo.config import Config
 from svdo.errors import UserError
 from svdo.runs import Run, checkpoint
+from svdo.tasks.classification import Classification
 from svdo.train import execute, loop
 
 # 600 steps an epoch: about a second, long enough to hit
@@ -79,13 +80,13 @@ def test_an_interrupted_run_ends_as_if_it_had_not_been(tmp_path: Path, whole: An
 
 def test_a_stop_while_an_epoch_is_evaluated_waits_until_that_is_saved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     config = compose([*SMALL, f"results_dir={tmp_path / 'results'}"])
-    real = loop.evaluate
+    real = Classification.evaluate
 
     def stopped(*arguments: Any, **options: Any) -> dict[str, float]:
         signal.raise_signal(signal.SIGTERM)
         return real(*arguments, **options)
 
-    monkeypatch.setattr(loop, "evaluate", stopped)
+    monkeypatch.setattr(Classification, "evaluate", stopped)
     with pytest.raises(train.Interrupted, match="saved after epoch 1;"):
         execute(config)
     assert [line["epoch"] for line in Run(config.results_dir, config.id).epochs()] == [1]
@@ -194,8 +195,8 @@ def stopped(config: Config, steps: int) -> Run:
     bar = training._bar
     done = iter(range(steps - 1))
 
-    def counting(total: int) -> Any:
-        found = bar(total)
+    def counting() -> Any:
+        found = bar()
         found.update = lambda: None if next(done, None) is not None else setattr(stop, "number", signal.SIGTERM)
         return found
 
