@@ -17,7 +17,6 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -203,15 +202,3 @@ def with_weights(results_dir: str | Path, id: str) -> Run | None:
     Records are kept with the project and weights are not, so a run can be done without them.
     """
     return next((run for run in copies(results_dir, id) if run.weights.exists() and run.result() is not None), None)
-
-
-def finished(results_dir: str | Path) -> Iterator[Record]:
-    """The records of all runs that are done, by id; warns of one that is damaged, which stops whoever asks for that run."""
-    for folder in sorted((Path(results_dir).expanduser() / "runs").glob("*/")):
-        try:
-            record = Run(results_dir, folder.name).result()
-        except UserError as error:
-            warnings.warn(str(error), stacklevel=2)
-            continue
-        if record is not None:
-            yield record

@@ -8,7 +8,7 @@ from reporting import put, record
 
 from svdo.cli.compose import compose
 from svdo.report.expected import Expected, expected
-from svdo.runs import finished
+from svdo.report.records import finished
 
 
 def test_a_damaged_record_of_another_run_does_not_stop_a_plan(tmp_path: Path) -> None:
