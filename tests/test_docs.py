@@ -1,8 +1,5 @@
 """What README and docs say can be typed, works; where they point, there is something."""
 
-import importlib
-import multiprocessing
-import os
 import re
 import runpy
 import shlex
@@ -13,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from conftest import finished
 
 from svdo.cli.compose import compose
 from svdo.cli.export import _parser as export_parser
@@ -72,28 +70,10 @@ def test_there_are_commands() -> None:
 # ------------------------------------------------------------------ commands
 
 
-def start(module: str, arguments: list[str], folder: Path) -> None:
-    """In a process of its own: the program's ``main`` as its script calls it, its output in files."""
-    os.chdir(folder)
-    sys.path.insert(0, str(folder))
-    for number, stream in ((1, "out"), (2, "err")):
-        os.dup2(os.open(f"{stream}.txt", os.O_WRONLY | os.O_CREAT | os.O_TRUNC), number)
-    sys.argv = [module, *arguments]
-    importlib.import_module(module).main()
-
-
 def run(program: str, arguments: list[str], folder: Path) -> None:
-    """Run it and see that it ends well. Processes are forked from one that has imported torch, once for all pages."""
-    if any(argument.startswith("hydra/launcher=") for argument in arguments):  # its workers outlive a forked parent
-        subprocess.run([sys.executable, "-m", "svdo.cli", *arguments], cwd=folder, check=True, capture_output=True, timeout=240)
-        return
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(list(PROGRAMS.values()))
-    process = context.Process(target=start, args=(PROGRAMS[program], arguments, folder))
-    process.start()
-    process.join(240)
-    said = "".join((folder / f"{stream}.txt").read_text("utf-8") for stream in ("out", "err"))
-    assert process.exitcode == 0, f"{program} {shlex.join(arguments)}\n{said}"
+    """Run it and see that it ends well."""
+    done = finished(folder, *arguments, program=PROGRAMS[program])
+    assert done.returncode == 0, f"{program} {shlex.join(arguments)}\n{done.stdout}{done.stderr}"
 
 
 def made_small(arguments: list[str]) -> list[str]:
